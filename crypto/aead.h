@@ -1,0 +1,63 @@
+// AEAD over batches: what every backend provides. No I/O, no packet format, no table.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "crypto/suite.h"
+
+namespace espalier::crypto {
+
+// One AEAD operation, in place. `text` is `text_len` bytes, plaintext before seal and after open;
+// `icv` is info(suite).icv bytes, written by seal, read by open. Neither needs any alignment; they
+// may be adjacent, not overlapping. All pointers are owned by the caller and live for the call.
+struct AeadOp {
+  std::uint8_t* text;
+  std::uint8_t* icv;
+  std::uint32_t text_len;
+  std::uint8_t aad_len;  // 8, or 12 with ESN (RFC 4106 §5)
+  bool good;             // set by open and seal
+  std::array<std::uint8_t, 12> nonce;
+  std::array<std::uint8_t, 12> aad;
+};
+
+// An expanded key. Wiped when destroyed.
+class AeadKey {
+ public:
+  AeadKey() = default;
+  AeadKey(const AeadKey&) = delete;
+  AeadKey& operator=(const AeadKey&) = delete;
+  virtual ~AeadKey() = default;
+
+  // Encrypts and authenticates every op. An op whose `good` is false afterwards must not be sent.
+  virtual void seal(std::span<AeadOp> ops) const noexcept = 0;
+
+  // Authenticates and decrypts every op. Where the ICV is wrong, `good` is false and the text is
+  // zeroed: a failed open leaves nothing readable.
+  virtual void open(std::span<AeadOp> ops) const noexcept = 0;
+
+  // True if several threads may seal and open with this key at once; otherwise each needs its own.
+  [[nodiscard]] virtual bool shareable() const noexcept = 0;
+};
+
+class Backend {
+ public:
+  Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+  virtual ~Backend() = default;
+
+  [[nodiscard]] virtual std::string_view name() const noexcept = 0;  // ipsec-mb, openssl, sodium
+  [[nodiscard]] virtual bool supports(Suite suite) const noexcept = 0;
+
+  // `key` is info(suite).key bytes, without the salt. Throws std::invalid_argument for a wrong
+  // length or an unsupported suite. The key may outlive the Backend.
+  [[nodiscard]] virtual std::unique_ptr<AeadKey> expand(
+      Suite suite, std::span<const std::uint8_t> key) const = 0;
+};
+
+}  // namespace espalier::crypto

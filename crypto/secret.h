@@ -1,0 +1,42 @@
+// Memory for key material: locked, kept out of core files, wiped when freed (libsodium).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace espalier::crypto {
+
+// Must be called once before anything else of crypto/; safe to call again. Throws
+// std::runtime_error if libsodium cannot be initialised.
+void initialise();
+
+// A fixed-size run of secret bytes. Move-only; compared in constant time; never printed.
+class SecretBytes {
+ public:
+  SecretBytes() = default;
+  explicit SecretBytes(std::size_t size);  // zero-filled
+  explicit SecretBytes(std::span<const std::uint8_t> bytes);
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] std::span<std::uint8_t> bytes() noexcept { return {data_.get(), size_}; }
+  [[nodiscard]] std::span<const std::uint8_t> bytes() const noexcept {
+    return {data_.get(), size_};
+  }
+  [[nodiscard]] bool equals(const SecretBytes& other) const noexcept;
+
+  [[nodiscard]] static SecretBytes random(std::size_t size);
+
+ private:
+  struct Free {
+    std::size_t size;
+    void operator()(std::uint8_t* data) const noexcept;
+  };
+  std::unique_ptr<std::uint8_t, Free> data_{nullptr, Free{0}};
+  std::size_t size_ = 0;
+};
+
+void wipe(std::span<std::uint8_t> bytes) noexcept;
+
+}  // namespace espalier::crypto

@@ -1,0 +1,112 @@
+// The data plane as its owner sees it: devices, policies and SAs go in, workers move the packets,
+// counters come out. Both the static configuration and an IKE daemon fill the same tables.
+//
+// Thread safety: all calls from one thread (the control thread); the workers are inside. A
+// change is visible to the workers when the call returns; what was removed is no longer in use by
+// then. Errors: std::system_error (a system call, named) or std::invalid_argument (what to write
+// instead); after either nothing has changed.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "crypto/registry.h"
+#include "dataplane/drop.h"
+#include "dataplane/types.h"
+#include "ifaces/tun.h"
+
+namespace espalier::dataplane {
+
+struct Traffic {
+  std::uint64_t packets = 0;
+  std::uint64_t bytes = 0;  // inner packets
+};
+
+struct DeviceStatus {
+  DeviceId id{};
+  std::string name;
+  std::uint32_t ikey = 0, okey = 0;
+  Traffic rx, tx;              // rx: towards this host, as in `ip -s link`
+  std::uint64_t tx_no_sa = 0;  // `ip -s tunnel` calls them carrier errors
+};
+
+struct SaStatus {
+  SaId id{};
+  Direction direction{};
+  Spi spi{};
+  std::uint32_t reqid = 0;
+  std::string name;
+  Encapsulation encapsulation{};
+  ifaces::Endpoint local, peer;  // the peer as it is now
+  crypto::Suite suite{};
+  std::string_view backend;
+  bool esn = false;
+  std::uint32_t window_bits = 0;
+  Traffic traffic;
+  std::uint64_t seq = 0;  // out: the next number; in: the highest one seen
+  std::uint64_t seq_limit = 0;
+  std::array<std::uint64_t, kDropCount> drops{};  // those that can be laid to this SA
+  std::optional<std::chrono::steady_clock::time_point> last_packet;
+};
+
+struct PolicyStatus {
+  PolicyId id{};
+  PolicySpec spec;
+};
+
+class Dataplane {
+ public:
+  struct Options {
+    std::string io = "auto";  // auto, io_uring, epoll
+    unsigned workers = 1;
+    bool pin = false;                                // each worker to a processor of its own
+    ifaces::TunOffloads offloads{true, true, true};  // as wished; cut to what the kernel has
+    bool udp_gso = true;
+  };
+
+  // Starts the workers. `registry` must outlive this.
+  Dataplane(const crypto::Registry& registry, Options options);
+  ~Dataplane();  // stops the workers, closes devices and sockets
+  Dataplane(const Dataplane&) = delete;
+  Dataplane& operator=(const Dataplane&) = delete;
+
+  // For the start line of the log: "io_uring (multishot …), TUN TSO4 TSO6 USO, UDP GSO 128".
+  [[nodiscard]] std::string engine() const;
+  [[nodiscard]] unsigned workers() const noexcept;
+
+  // Creates the TUN and reads from it. Refuses a second device of the same name.
+  DeviceId add_device(const DeviceSpec& spec);
+  void remove_device(DeviceId id);
+
+  PolicyId add_policy(const PolicySpec& spec);
+  void remove_policy(PolicyId id);
+
+  // Opens the outer socket that it needs, shared by the SAs of the same local end point. Refuses:
+  // an SPI below 256; an inbound (SPI, local address) that exists; a key and salt that any SA has.
+  // An outbound and an inbound SA of one reqid share what is known of the peer's address.
+  SaId add_sa(SaSpec spec);
+  void remove_sa(SaId id);
+  // Outbound: numbers up to `limit` may be used from now on.
+  void extend_limit(SaId id, std::uint64_t limit);
+
+  // Sends one 0xFF to the peer of every UDP SA out that was silent for `idle` (RFC 3948 §2.3).
+  void send_keepalives(std::chrono::seconds idle);
+
+  [[nodiscard]] std::vector<DeviceStatus> devices() const;
+  [[nodiscard]] std::vector<PolicyStatus> policies() const;
+  [[nodiscard]] std::vector<SaStatus> sas() const;
+  [[nodiscard]] std::optional<SaStatus> sa(SaId id) const;
+  // Totals since the start, indexed by Drop; SAs and devices that are gone included.
+  [[nodiscard]] std::array<std::uint64_t, kDropCount> drops() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace espalier::dataplane

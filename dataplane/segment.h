@@ -1,0 +1,43 @@
+// Outbound: a super-packet from the TUN becomes packets that fit a tunnel (TSO, USO), and an
+// incomplete checksum becomes a complete one. Copies: the source is not changed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "ifaces/vnet_hdr.h"
+
+namespace espalier::dataplane {
+
+// How one TUN read is cut. Made by plan_segments; every field has been checked against the packet.
+struct SegmentPlan {
+  enum class Kind : std::uint8_t { whole, whole_csum, tcp, udp };
+  Kind kind;
+  bool ipv6;
+  bool cwr_first_only;
+  std::uint16_t count;       // segments, at least 1
+  std::uint16_t l4;          // bytes before the TCP or UDP header (IPv6 extension headers included)
+  std::uint16_t headers;     // bytes repeated in front of every segment; 0 for `whole*`
+  std::uint16_t segment;     // payload bytes of each segment but the last
+  std::uint16_t csum_start;  // whole_csum
+  std::uint16_t csum_offset;
+  std::uint32_t length;      // of the whole packet, bytes
+  std::uint64_t pseudo_sum;  // unfolded sum of the parts that are equal in all segments
+};
+
+// False if the header contradicts the packet (too short, lengths outside it, not the protocol that
+// gso_type names, more than 65,535 segments): the packet is to be dropped.
+// `packet` starts with the IP header.
+[[nodiscard]] bool plan_segments(const ifaces::VnetHdr& hdr, std::span<const std::uint8_t> packet,
+                                 SegmentPlan& plan) noexcept;
+
+// Bytes of segment `i` (0 … count-1), headers included.
+[[nodiscard]] std::size_t segment_length(const SegmentPlan& plan, std::size_t i) noexcept;
+
+// Writes segment `i` to `out` (segment_length bytes; must not overlap `packet`), its lengths, IP
+// ID, sequence number, flags and checksums as a NIC's TSO would have them.
+void write_segment(const SegmentPlan& plan, std::span<const std::uint8_t> packet, std::size_t i,
+                   std::uint8_t* out) noexcept;
+
+}  // namespace espalier::dataplane

@@ -1,0 +1,104 @@
+// The loop's engine: receives from and sends to many descriptors at once. One thread, one engine.
+//
+// A turn is: submit everything queued, finish it, wait until something was received, hand it over.
+// Invariants:
+//   1. The bytes and addresses that were queued by send() and write() stay untouched by the caller
+//      until the next turn() or flush() returns; then all of it has finished. The iovec array is
+//      copied.
+//   2. What turn() returned (the span, and every byte it points to) belongs to the caller until the
+//      next turn(); the caller may write to it, and may queue it to be written.
+//   3. After the constructor nothing throws and nothing allocates, except attach() and detach().
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "ifaces/address.h"
+#include "ifaces/unique_fd.h"
+
+namespace espalier::ifaces {
+
+using Port = std::uint16_t;  // an attached descriptor; small, dense, reused after detach()
+inline constexpr std::size_t kMaxPorts = 4096;
+
+enum class PortKind : std::uint8_t { tun, udp, raw_esp4, raw_esp6 };
+
+// One completed receive.
+struct Received {
+  Port port;
+  PortKind kind;
+  std::uint8_t tos;            // outer TOS or traffic class; 0 for tun
+  std::uint16_t segment_size;  // UDP GRO: `len` bytes are datagrams of this size, the last maybe
+                               // shorter; 0: one datagram
+  std::uint32_t len;
+  std::uint8_t* data;  // tun: VnetHdr, then the packet. udp: the UDP payload. raw_esp*: the ESP
+                       // header (the engine has stepped over the IPv4 header)
+  Endpoint peer;       // sender; port 0 for raw_esp*; unset for tun
+};
+
+// One datagram, or several of `segment_size` bytes (the last maybe shorter) sent as one (UDP GSO).
+struct Datagram {
+  Port port;
+  std::uint8_t tos;            // outer TOS or traffic class
+  std::uint16_t segment_size;  // 0: a single datagram
+  std::uint32_t len;
+  const std::uint8_t* data;
+  const sockaddr_storage* to;
+  socklen_t to_len;
+};
+
+// A send or write that failed, and how many packets it held.
+struct TxError {
+  Port port;
+  std::uint16_t packets;
+  int error;  // errno
+};
+
+class Engine {
+ public:
+  Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  virtual ~Engine() = default;
+
+  [[nodiscard]] virtual std::string_view name() const noexcept = 0;  // io_uring, epoll
+  // What it uses, for the start line of the log: "multishot reads, multishot receives, …".
+  [[nodiscard]] virtual std::string features() const = 0;
+
+  // Starts receiving from `fd` (non-blocking), which stays the caller's and must stay open until
+  // detach(). Throws std::system_error. Only between turns.
+  virtual Port attach(PortKind kind, int fd) = 0;
+  // Stops receiving; when it returns the engine holds nothing of the descriptor.
+  virtual void detach(Port port) = 0;
+
+  // One turn. Returns early with nothing received when wake() was called. Never blocks if
+  // `wait` is false.
+  [[nodiscard]] virtual std::span<Received> turn(bool wait) noexcept = 0;
+  // Finishes everything queued without receiving: afterwards the bytes may be reused.
+  virtual void flush() noexcept = 0;
+
+  // `packets`: how many packets the caller would count as lost if this failed.
+  virtual void send(const Datagram& datagram, std::uint16_t packets) noexcept = 0;
+  virtual void write(Port port, std::span<const iovec> parts, std::uint16_t packets) noexcept = 0;
+
+  // Failures since the last call; valid until the next turn() or flush().
+  [[nodiscard]] virtual std::span<const TxError> take_errors() noexcept = 0;
+  // Receives that were lost for want of a buffer, and other errors, since the start.
+  [[nodiscard]] virtual std::uint64_t receive_stalls() const noexcept = 0;
+
+  // From any thread: makes the turn in progress, or the next one, return.
+  virtual void wake() noexcept = 0;
+};
+
+// `kind` is auto, io_uring or epoll: auto takes io_uring where it works, and epoll with a reason
+// (one clause for the log in `why`) where it does not. Throws std::runtime_error if a forced engine
+// does not work here.
+[[nodiscard]] std::unique_ptr<Engine> make_engine(std::string_view kind, std::string& why);
+
+}  // namespace espalier::ifaces

@@ -1,0 +1,36 @@
+// The outer sockets: UDP (NAT-T) and raw ESP, bound to one local address.
+#pragma once
+
+#include <cstdint>
+
+#include "ifaces/address.h"
+#include "ifaces/unique_fd.h"
+
+namespace espalier::ifaces {
+
+// Which of several workers a socket belongs to: it receives the packets with
+// SPI % workers == index. UDP does it by SO_REUSEPORT and a classic BPF program (bind in the order
+// of the index), raw sockets by a filter each.
+struct Shard {
+  unsigned index = 0;
+  unsigned workers = 1;
+};
+
+struct OuterOptions {
+  std::uint32_t mark = 0;  // SO_MARK on what is sent; 0: none
+};
+
+// Non-blocking, GRO on, TOS and traffic class reported, large buffers. Throws std::system_error
+// that names the call and the address.
+[[nodiscard]] UniqueFd open_udp(const Endpoint& local, Shard shard, OuterOptions options);
+// Does this kernel take UDP_SEGMENT? Most segments of one send: 0 (no), 64, or 128 (Linux 6.9).
+[[nodiscard]] unsigned probe_udp_gso(const IpAddress& local);
+
+// IPPROTO_ESP; IPv4 receives with the IP header in front, IPv6 without. Throws as above.
+[[nodiscard]] UniqueFd open_raw_esp(const IpAddress& local, Shard shard, OuterOptions options);
+
+// The largest IP packet that the route from `local` to `remote` takes now: device, route and path
+// MTU, as the kernel itself would use it. Throws std::system_error if there is no route.
+[[nodiscard]] unsigned outer_mtu(const IpAddress& local, const IpAddress& remote);
+
+}  // namespace espalier::ifaces

@@ -1,0 +1,49 @@
+// Devices, addresses and routes by rtnetlink (libnl-route-3).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ifaces/address.h"
+
+namespace espalier::ifaces {
+
+// Every call throws std::system_error that names the operation and the device. Not thread-safe.
+class Netlink {
+ public:
+  Netlink();
+  Netlink(Netlink&&) noexcept;
+  Netlink& operator=(Netlink&&) noexcept;
+  ~Netlink();
+
+  struct LinkSettings {
+    unsigned mtu = 0;  // 0: leave
+    bool up = true;
+    bool multicast = true;
+  };
+  void set_link(const std::string& device, const LinkSettings& settings);
+  [[nodiscard]] bool link_exists(const std::string& device);
+  void add_address(const std::string& device, const Prefix& address);
+  void remove_address(const std::string& device, const Prefix& address);
+  // `source`: preferred source address, if set. Replaces a route of ours to the same prefix.
+  void add_route(const std::string& device, const Prefix& to, const IpAddress& source = {});
+  void remove_route(const std::string& device, const Prefix& to);
+  // Is it an address of this host?
+  [[nodiscard]] bool is_local(const IpAddress& address);
+  // The source address of the default route (libreswan's %defaultroute).
+  [[nodiscard]] std::optional<IpAddress> default_source(Family family);
+  // The device that a packet to `to` would leave through.
+  [[nodiscard]] std::string route_device(const IpAddress& to);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Writes /proc/sys/net/ipv4/conf/DEVICE/NAME; what libreswan's updown script sets for a VTI.
+// Returns false where it cannot be written (a read-only /proc in a container).
+bool set_device_sysctl(const std::string& device, const std::string& name, int value);
+
+}  // namespace espalier::ifaces
