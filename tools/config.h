@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dataplane/types.h"
@@ -21,20 +22,22 @@ class ConfigError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// One [conn NAME]. `local` and `remote` are left and right, whichever is this host.
+// One [conn NAME]. `left` and `right` stay as written: which of them is this host is found by
+// orient() (tools/compile.h), so both gateways may have the same file.
 struct Conn {
   std::string name;
-  std::string where;                   // FILE:LINE of its section, for messages
-  ifaces::IpAddress left, right;       // right may be any (%any)
-  bool left_is_default_route = false;  // %defaultroute: resolved when the conn comes up
+  std::string where;                    // FILE:LINE of its section, for messages
+  ifaces::IpAddress left, right;        // one of them may be of no family: %any, %defaultroute
+  bool left_is_default_route = false;   // %defaultroute: resolved when the conn comes up
+  bool right_is_default_route = false;  // never both
   std::vector<ifaces::Prefix> leftsubnet, rightsubnet;  // empty in the file: the host itself
-  dataplane::Mark mark_in, mark_out;
-  std::string vti_interface;  // empty: the shared default device
-  bool vti_routing = true;    // seed 000: "default yes"
+  dataplane::Mark mark_in, mark_out;                    // {0, 0} without a vti-interface
+  std::string vti_interface;                            // empty: the shared default device
+  bool vti_routing = true;                              // as libreswan documents it
   bool vti_shared = false;
   std::vector<ifaces::Prefix> leftvti, rightvti;
   dataplane::Encapsulation encapsulation = dataplane::Encapsulation::udp;
-  std::uint16_t left_port = 4500, right_port = 4500;
+  std::uint16_t left_port = 4500, right_port = 4500;  // UDP
   crypto::Suite esp = crypto::Suite::aes_gcm256;
   bool esn = true;
   std::uint32_t replay_window = 4096;
@@ -49,17 +52,26 @@ struct Globals {
   unsigned workers = 1;  // 0: auto
   std::string log = "info";
   std::filesystem::path control = "/run/espalier/control.sock";
-  std::filesystem::path state_dir = "/var/lib/espalier";
-  unsigned keepalive_s = 20;
+  std::optional<std::filesystem::path> state_dir;  // not set: state files lie beside the key files
+  unsigned keepalive_s = 20;                       // 0: none
 };
 
 struct Config {
   Globals globals;
-  std::vector<Conn> conns;
+  std::vector<Conn> conns;  // without those that say auto=ignore
 };
 
 // Reads and validates; key files are checked too (present, mode, lengths), but no state file is
 // touched and no interface is looked at. Throws ConfigError.
 [[nodiscard]] Config load_config(const std::filesystem::path& file);
+
+// The same from memory. `file` is the name for messages and its folder the start of relative paths.
+// Opens no file with CheckKeys::no.
+enum class CheckKeys : std::uint8_t { no, yes };
+[[nodiscard]] Config parse_config(std::string_view text, const std::filesystem::path& file,
+                                  CheckKeys check_keys);
+
+// The state file of a conn: its key file with the extension .state, in `state_dir` if that is set.
+[[nodiscard]] std::filesystem::path state_file(const Conn& conn, const Globals& globals);
 
 }  // namespace espalier::tools
