@@ -13,11 +13,21 @@ namespace espalier::crypto {
 void initialise();
 
 // A fixed-size run of secret bytes. Move-only; compared in constant time; never printed.
+//
+// The bytes start on a multiple of kAlignment and lie on pages that hold nothing but secrets: those
+// are left out of core files and, as far as RLIMIT_MEMLOCK reaches, never swapped. Beyond that
+// limit the memory is only left out of core files and wiped, see secrets_are_locked().
+//
+// Different objects may be used by different threads at once.
 class SecretBytes {
  public:
+  static constexpr std::size_t kAlignment = 64;
+
   SecretBytes() = default;
   explicit SecretBytes(std::size_t size);  // zero-filled
   explicit SecretBytes(std::span<const std::uint8_t> bytes);
+  SecretBytes(SecretBytes&& other) noexcept;             // leaves `other` empty
+  SecretBytes& operator=(SecretBytes&& other) noexcept;  // leaves `other` empty
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] std::span<std::uint8_t> bytes() noexcept { return {data_.get(), size_}; }
@@ -38,5 +48,8 @@ class SecretBytes {
 };
 
 void wipe(std::span<std::uint8_t> bytes) noexcept;
+
+// False once some secret had to be placed on pages that could not be locked. For a line in the log.
+[[nodiscard]] bool secrets_are_locked() noexcept;
 
 }  // namespace espalier::crypto

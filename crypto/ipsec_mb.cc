@@ -1,0 +1,164 @@
+// AES-GCM by intel-ipsec-mb's direct API: one call a packet, AES-NI up to AVX-512 + VAES.
+#include "crypto/backends.h"
+
+#ifdef ESPALIER_HAVE_IPSEC_MB
+
+#include <intel-ipsec-mb.h>
+#include <sodium.h>
+
+#include <array>
+#include <cstring>
+
+#include "crypto/secret.h"
+
+namespace espalier::crypto {
+namespace {
+
+constexpr std::size_t kTag = 16;
+
+struct Functions {
+  aes_gcm_pre_t expand;
+  aes_gcm_enc_dec_t seal;
+  aes_gcm_enc_dec_t open;
+};
+
+// The context is the only thing a call writes beside the packet. It holds key stream afterwards.
+struct Context : gcm_context_data {
+  Context() = default;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  ~Context() { sodium_memzero(static_cast<gcm_context_data*>(this), sizeof(gcm_context_data)); }
+};
+
+class IpsecMbKey final : public AeadKey {
+ public:
+  // All of gcm_key_data is kept (1008 bytes, 1024 with alignment): round keys and 48 powers of the
+  // hash key, which the AVX-512 code reads to the last one. Older code uses less, but how much is
+  // the library's secret and may change under a program that is already built.
+  IpsecMbKey(const Functions& functions, std::span<const std::uint8_t> key)
+      : schedule_(sizeof(gcm_key_data)), seal_(functions.seal), open_(functions.open) {
+    static_assert(alignof(gcm_key_data) <= SecretBytes::kAlignment);
+    functions.expand(key.data(), new (schedule_.bytes().data()) gcm_key_data);
+  }
+
+  void seal(std::span<AeadOp> ops) const noexcept override {
+    Context context;
+    for (AeadOp& op : ops) {
+      seal_(schedule(), &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
+            op.aad_len, op.icv, kTag);
+      op.good = true;
+    }
+  }
+
+  // The library only computes the tag of what it decrypts; the verdict is ours.
+  void open(std::span<AeadOp> ops) const noexcept override {
+    Context context;
+    std::array<std::uint8_t, kTag> tag{};
+    for (AeadOp& op : ops) {
+      open_(schedule(), &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
+            op.aad_len, tag.data(), tag.size());
+      op.good = crypto_verify_16(tag.data(), op.icv) == 0;
+      if (!op.good) [[unlikely]]
+        wipe({op.text, op.text_len});
+    }
+    wipe(tag);  // the tag of a forged packet is what the forger lacks
+  }
+
+  [[nodiscard]] bool shareable() const noexcept override { return true; }
+
+ private:
+  [[nodiscard]] const gcm_key_data* schedule() const noexcept {
+    return reinterpret_cast<const gcm_key_data*>(schedule_.bytes().data());
+  }
+
+  SecretBytes schedule_;
+  aes_gcm_enc_dec_t seal_;
+  aes_gcm_enc_dec_t open_;
+};
+
+class IpsecMb final : public Backend {
+ public:
+  explicit IpsecMb(const IMB_MGR& manager)
+      : functions_{{{manager.gcm128_pre, manager.gcm128_enc, manager.gcm128_dec},
+                    {manager.gcm192_pre, manager.gcm192_enc, manager.gcm192_dec},
+                    {manager.gcm256_pre, manager.gcm256_enc, manager.gcm256_dec}}} {}
+
+  [[nodiscard]] std::string_view name() const noexcept override { return "ipsec-mb"; }
+
+  [[nodiscard]] bool supports(Suite suite) const noexcept override {
+    return functions(suite) != nullptr;
+  }
+
+  [[nodiscard]] std::unique_ptr<AeadKey> expand(Suite suite,
+                                                std::span<const std::uint8_t> key) const override {
+    check_key(*this, suite, key);
+    return std::make_unique<IpsecMbKey>(*functions(suite), key);
+  }
+
+ private:
+  [[nodiscard]] const Functions* functions(Suite suite) const noexcept {
+    switch (suite) {
+      case Suite::aes_gcm128:
+        return functions_.data();
+      case Suite::aes_gcm192:
+        return &functions_[1];
+      case Suite::aes_gcm256:
+        return &functions_[2];
+    }
+    return nullptr;
+  }
+
+  std::array<Functions, 3> functions_;
+};
+
+std::string_view arch_in_words(const IMB_MGR& manager) {
+  constexpr std::uint64_t kVaes = IMB_FEATURE_VAES | IMB_FEATURE_VPCLMULQDQ;
+  switch (static_cast<IMB_ARCH>(manager.used_arch)) {
+    case IMB_ARCH_AVX512:
+      return (manager.features & kVaes) == kVaes ? "AVX-512 + VAES" : "AVX-512 + AES-NI";
+    case IMB_ARCH_AVX2:
+      return "AVX2 + AES-NI";
+    case IMB_ARCH_AVX:
+      return "AVX + AES-NI";
+    case IMB_ARCH_SSE:
+      return "SSE + AES-NI";
+    case IMB_ARCH_NONE:
+    case IMB_ARCH_NOAESNI:
+    case IMB_ARCH_NUM:
+      break;
+  }
+  return {};  // AES by tables: slow, and its timing tells of the key
+}
+
+}  // namespace
+
+Probe probe_ipsec_mb() {
+  initialise();
+  // Only lends its function pointers: those stay valid when the manager is gone.
+  const std::unique_ptr<IMB_MGR, decltype(&free_mb_mgr)> manager(alloc_mb_mgr(0), &free_mb_mgr);
+  if (!manager) return {nullptr, "no memory for its job manager"};
+  init_mb_mgr_auto(manager.get(), nullptr);
+  if (const int error = imb_get_errno(manager.get()); error != 0)
+    return {nullptr, std::string("does not start: ") + imb_get_strerror(error)};
+
+  constexpr std::uint64_t kAes = IMB_FEATURE_AESNI | IMB_FEATURE_PCLMULQDQ;
+  const std::string_view arch = arch_in_words(*manager);
+  if (arch.empty() || (manager->features & kAes) != kAes)
+    return {nullptr, "this processor lacks AES-NI or PCLMULQDQ"};
+  return {std::make_unique<IpsecMb>(*manager),
+          std::string(arch) + ", version " + imb_get_version_str()};
+}
+
+}  // namespace espalier::crypto
+
+#else
+
+namespace espalier::crypto {
+
+Probe probe_ipsec_mb() {
+  return {nullptr, "not built in: libipsec-mb-dev was missing at build time"};
+}
+
+}  // namespace espalier::crypto
+
+#endif
