@@ -1,0 +1,300 @@
+#include "tools/control_server.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "tools/log.h"
+
+namespace espalier::tools {
+namespace {
+
+using ifaces::UniqueFd;
+using nlohmann::json;
+
+constexpr int kRequestsPerTurn = 16;  // then the others, and the daemon's own work, have a turn
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
+
+std::string line_of(const json& reply) {
+  // `replace`: an error text may quote a path that is no UTF-8.
+  return reply.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+std::string refusal(std::string_view why) {
+  return line_of({{"version", kControlVersion}, {"ok", false}, {"error", why}});
+}
+
+sockaddr_un address_of(const std::filesystem::path& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.native().size() >= sizeof address.sun_path)
+    throw std::runtime_error("control " + path.string() + ": longer than the " +
+                             std::to_string(sizeof address.sun_path - 1) +
+                             " bytes of a socket's path; choose a shorter one");
+  std::memcpy(address.sun_path, path.c_str(), path.native().size());
+  return address;
+}
+
+UniqueFd unix_socket() {
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) fail("socket AF_UNIX");
+  return fd;
+}
+
+int with_address(int (*call)(int, const sockaddr*, socklen_t), int fd, const sockaddr_un& address) {
+  return call(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+}
+
+// Removes what a dead daemon left at `path`; throws if it is alive, or no socket.
+void clear_stale(const std::filesystem::path& path, const sockaddr_un& address) {
+  struct stat st {};
+  if (::lstat(path.c_str(), &st) != 0) {
+    if (errno == ENOENT) return;
+    fail("lstat " + path.string());
+  }
+  if (!S_ISSOCK(st.st_mode))
+    throw std::runtime_error("control " + path.string() +
+                             ": something else is there; move it, or "
+                             "choose another path");
+  const UniqueFd probe = unix_socket();
+  if (with_address(::connect, probe.get(), address) == 0 || errno == EAGAIN)
+    throw std::runtime_error("control " + path.string() +
+                             ": already running, a daemon answers "
+                             "there; stop it, or choose another path");
+  if (errno != ECONNREFUSED) fail("connect " + path.string());
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) fail("unlink " + path.string());
+}
+
+// Two daemons that start at once must not take each other's fresh socket for a stale one.
+UniqueFd lock_directory(const std::filesystem::path& directory) {
+  UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) fail("open " + directory.string());
+  for (int tries = 0; ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
+    if (errno != EWOULDBLOCK || tries == 100) fail("flock " + directory.string());
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return fd;
+}
+
+bool may_ask(int fd) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return false;
+  return peer.uid == 0 || peer.uid == ::geteuid();
+}
+
+}  // namespace
+
+ControlServer::ControlServer(const std::filesystem::path& path) : path_(path) {
+  const sockaddr_un address = address_of(path_);
+  std::filesystem::path directory = path_.parent_path();
+  if (directory.empty()) directory = ".";
+  std::filesystem::create_directories(directory);
+  const UniqueFd lock = lock_directory(directory);
+  clear_stale(path_, address);
+
+  listen_ = unix_socket();
+  // Before bind, so that the file never exists with another mode.
+  if (::fchmod(listen_.get(), S_IRUSR | S_IWUSR) != 0) fail("fchmod " + path_.string());
+  if (with_address(::bind, listen_.get(), address) != 0) fail("bind " + path_.string());
+  struct stat st {};
+  if (::lstat(path_.c_str(), &st) == 0) inode_ = st.st_ino;
+  if (::listen(listen_.get(), kMaxClients) != 0) fail("listen " + path_.string());
+
+  epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+  spare_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = nullptr;  // the listener
+  if (!epoll_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listen_.get(), &event) != 0)
+    fail("epoll " + path_.string());
+}
+
+ControlServer::~ControlServer() {
+  struct stat st {};
+  if (::lstat(path_.c_str(), &st) == 0 && st.st_ino == inode_) ::unlink(path_.c_str());
+}
+
+void ControlServer::on(const std::string& op, Handler handler) {
+  handlers_[op] = std::move(handler);
+}
+
+std::optional<std::chrono::steady_clock::time_point> ControlServer::deadline() const noexcept {
+  if (clients_.empty()) return std::nullopt;
+  return clients_.front().active + kIdle;
+}
+
+void ControlServer::serve() {
+  std::array<epoll_event, kMaxClients + 1> events{};
+  const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
+  bool newcomers = false;
+  for (int i = 0; i < count; ++i) {
+    const void* const who = events[static_cast<std::size_t>(i)].data.ptr;
+    if (who == nullptr) {
+      newcomers = true;  // last: they may push out one that is still in `events`
+      continue;
+    }
+    const auto client = std::find_if(clients_.begin(), clients_.end(),
+                                     [who](const Client& c) { return &c == who; });
+    if (client == clients_.end()) continue;
+    if (!advance(*client)) drop(client);
+  }
+  if (newcomers) accept_all();
+  const auto now = std::chrono::steady_clock::now();
+  while (!clients_.empty() && clients_.front().active + kIdle <= now) drop(clients_.begin());
+}
+
+void ControlServer::accept_all() {
+  for (std::size_t i = 0; i < kMaxClients; ++i) {
+    UniqueFd fd(::accept4(listen_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (fd) {
+      add_client(std::move(fd));
+      continue;
+    }
+    if (errno != EMFILE && errno != ENFILE) return;
+    // Out of descriptors: give one up to turn the caller away, or epoll would report it for ever.
+    spare_.reset(-1);
+    fd.reset(::accept4(listen_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    fd.reset(-1);
+    spare_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    return;
+  }
+}
+
+void ControlServer::add_client(UniqueFd fd) {
+  if (!may_ask(fd.get())) {
+    const std::string text = refusal("only root and the daemon's own user may ask");
+    [[maybe_unused]] const ssize_t sent =
+        ::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    return;
+  }
+  if (clients_.size() >= kMaxClients) drop(clients_.begin());
+  clients_.emplace_back();
+  clients_.back().fd = std::move(fd);
+  clients_.back().active = std::chrono::steady_clock::now();
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = &clients_.back();
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, clients_.back().fd.get(), &event) != 0)
+    clients_.pop_back();
+}
+
+void ControlServer::drop(Clients::iterator client) {
+  clients_.erase(client);
+}
+
+bool ControlServer::advance(Client& client) {
+  for (int turn = 0; turn < kRequestsPerTurn; ++turn) {
+    if (!client.out.empty()) {
+      if (!write_some(client)) return false;
+      if (!client.out.empty()) break;
+    }
+    if (client.in.find('\n') != std::string::npos || client.in.size() > kMaxRequest) {
+      answer_next(client);
+      continue;
+    }
+    if (client.closing) return false;
+    const std::size_t before = client.in.size();
+    if (!read_some(client)) return false;
+    if (client.in.size() == before && !client.closing) break;
+  }
+  const bool waits_for_more = client.out.empty() && client.in.find('\n') == std::string::npos &&
+                              client.in.size() <= kMaxRequest && !client.closing;
+  epoll_event event{};
+  event.events = waits_for_more ? EPOLLIN : EPOLLOUT;
+  event.data.ptr = &client;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, client.fd.get(), &event) == 0;
+}
+
+bool ControlServer::read_some(Client& client) {
+  std::array<char, 16 * 1024> buffer{};
+  const ssize_t got = ::recv(client.fd.get(), buffer.data(), buffer.size(), 0);
+  if (got < 0) return errno == EAGAIN || errno == EINTR;
+  if (got == 0) {
+    client.closing = true;
+    client.in.clear();  // a request without its end is none
+    return true;
+  }
+  client.in.append(buffer.data(), static_cast<std::size_t>(got));
+  touch(client);
+  return true;
+}
+
+bool ControlServer::write_some(Client& client) {
+  const std::string_view rest = std::string_view(client.out).substr(client.sent);
+  const ssize_t sent = ::send(client.fd.get(), rest.data(), rest.size(), MSG_NOSIGNAL);
+  if (sent < 0) return errno == EAGAIN || errno == EINTR;
+  client.sent += static_cast<std::size_t>(sent);
+  if (client.sent == client.out.size()) {
+    client.out.clear();
+    client.sent = 0;
+  }
+  touch(client);
+  return true;
+}
+
+void ControlServer::touch(Client& client) {
+  client.active = std::chrono::steady_clock::now();
+  const auto self = std::find_if(clients_.begin(), clients_.end(),
+                                 [&client](const Client& c) { return &c == &client; });
+  clients_.splice(clients_.end(), clients_, self);
+}
+
+void ControlServer::answer_next(Client& client) {
+  const std::size_t end = client.in.find('\n');
+  if (end > kMaxRequest) {
+    client.out = refusal("a request is at most " + std::to_string(kMaxRequest) + " bytes");
+    client.in.clear();
+    client.closing = true;
+    return;
+  }
+  const std::string line = client.in.substr(0, end);
+  client.in.erase(0, end + 1);
+  client.out = reply_to(line);
+}
+
+std::string ControlServer::reply_to(const std::string& line) const {
+  const json request = json::parse(line, nullptr, false);
+  if (request.is_discarded() || !request.is_object())
+    return refusal(R"(a request is one line of JSON: {"version":1,"op":"status"})");
+  const auto version = request.find("version");
+  if (version == request.end() || !version->is_number_integer() || *version != kControlVersion)
+    return refusal("this daemon speaks version " + std::to_string(kControlVersion) +
+                   " of the control protocol");
+  const auto op = request.find("op");
+  const auto handler = op != request.end() && op->is_string()
+                           ? handlers_.find(op->get_ref<const std::string&>())
+                           : handlers_.end();
+  if (handler == handlers_.end()) {
+    std::string known;
+    for (const auto& [name, unused] : handlers_)
+      known.append(known.empty() ? "" : ", ").append(name);
+    return refusal("unknown op; this daemon has: " + known);
+  }
+  try {
+    json reply = handler->second(request);
+    reply["version"] = kControlVersion;
+    reply["ok"] = true;
+    return line_of(reply);
+  } catch (const std::exception& e) {
+    return refusal(printable(e.what()));
+  }
+}
+
+}  // namespace espalier::tools
