@@ -1,0 +1,156 @@
+"""espalierd in a namespace: started, watched, asked, stopped."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+# With sanitizers a report must fail the test, whatever the program makes of it.
+SANITIZERS = {
+    "ASAN_OPTIONS": "exitcode=99:detect_leaks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+}
+
+
+class Daemon:
+    """One running espalierd. Its log is kept, line by line."""
+
+    def __init__(self, programs, namespace, config, options=()):
+        self.programs = programs
+        self.namespace = namespace
+        self.config = config
+        self.control = os.path.splitext(config)[0] + ".sock"
+        self.options = list(options)
+        self.lines = []
+        self.process = None
+        self._changed = threading.Condition()
+
+    def start(self, ready=r"\bup\b"):
+        """Starts it and waits for a log line that matches `ready`; None: does not wait."""
+        self.process = self.namespace.start(
+            os.path.join(self.programs, "espalierd"),
+            "--config",
+            self.config,
+            "--control",
+            self.control,
+            *self.options,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **SANITIZERS},
+        )
+        mark = len(self.lines)
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        if ready:
+            self.wait_line(ready, since=mark)
+        return self
+
+    def _read(self, process):
+        for line in process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def log(self):
+        return "\n".join(self.lines)
+
+    def mark(self):
+        """Where the log is now, for wait_line(since=…)."""
+        return len(self.lines)
+
+    def wait_line(self, pattern, since=0, timeout=30):
+        """The first line from `since` on that matches; raises if it does not come."""
+        search = re.compile(pattern).search
+        deadline = time.monotonic() + timeout
+        seen = since
+        with self._changed:
+            while True:
+                while seen < len(self.lines):
+                    if search(self.lines[seen]):
+                        return self.lines[seen]
+                    seen += 1
+                left = deadline - time.monotonic()
+                if left <= 0 or self.process.poll() is not None:
+                    raise AssertionError(
+                        f"no line '{pattern}' from espalierd (status {self.process.poll()}):\n"
+                        + "\n".join(self.lines[since:])
+                    )
+                self._changed.wait(min(left, 0.2))
+
+    def ask(self, request):
+        """One request over the control socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(10)
+            connection.connect(self.control)
+            connection.sendall(json.dumps({"version": 1, **request}).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                part = connection.recv(1 << 16)
+                assert part, "the daemon closed the control connection"
+                answer += part
+        answer = json.loads(answer)
+        assert answer["ok"], answer
+        return answer
+
+    def status(self):
+        return self.ask({"op": "status"})
+
+    def drops(self):
+        """The counters by name; those at zero included."""
+        return self.status()["drops"]
+
+    def sa(self, direction, conn=None):
+        (found,) = [
+            sa
+            for sa in self.status()["sas"]
+            if sa["direction"] == direction and conn in (None, sa["conn"])
+        ]
+        return found
+
+    def wait_drops(self, timeout=5, **counters):
+        """Waits until the counters that differ from `self.baseline` are exactly `counters`."""
+        deadline = time.monotonic() + timeout
+        while True:
+            now = self.drops()
+            grown = {
+                name: now[name] - self.baseline.get(name, 0)
+                for name in now
+                if now[name] != self.baseline.get(name, 0)
+            }
+            if grown == counters:
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"drops: {grown} instead of {counters}")
+            time.sleep(0.01)  # counters have no event
+
+    def take_baseline(self):
+        self.baseline = self.drops()
+
+    def reload(self):
+        os.kill(self.pid, signal.SIGHUP)
+
+    def stop(self, number=signal.SIGTERM, timeout=30):
+        """Ends it; a clean stop has status 0, and no sanitizer has anything to say."""
+        if self.process is None or self.process.poll() is not None:
+            return self.process and self.process.returncode
+        os.kill(self.pid, number)
+        status = self.process.wait(timeout)
+        if number == signal.SIGTERM:
+            assert status == 0, f"espalierd ended with {status}:\n{self.log}"
+        return status
+
+    def kill(self):
+        """As a crash would: nothing is cleaned up."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.process.wait()

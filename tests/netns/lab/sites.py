@@ -1,0 +1,147 @@
+"""The picture of every test: two sites, each a host behind a gateway.
+
+    PC-A          gateway A                        gateway B          PC-B
+    eth0 ─── eth1 │ vti01 ═══════════════════ vti01 │ eth1 ─── eth0
+    10.1.3.2      │ eth0 ─────────────────── eth0   │      10.1.4.2
+    fd00:10:1:3::2  192.168.1.3      192.168.1.4      fd00:10:1:4::2
+                    fd00:192:168:1::3        ::4
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from .daemon import Daemon
+from .namespace import Namespace, exit_on_signals, require_root
+
+OUTER = {
+    "v4": ("192.168.1.3", "192.168.1.4"),
+    "v6": ("fd00:192:168:1::3", "fd00:192:168:1::4"),
+}
+PC_A = {"v4": "10.1.3.2", "v6": "fd00:10:1:3::2"}
+PC_B = {"v4": "10.1.4.2", "v6": "fd00:10:1:4::2"}
+LEFT_SUBNETS = "10.1.3.0/24,10.0.1.0/24,fd00:10:1:3::/64"
+RIGHT_SUBNETS = "10.1.4.0/24,10.0.1.0/24,fd00:10:1:4::/64"
+CONN = "routed-vpn"
+
+
+def arguments(description, **extra):
+    """The options that every test has. `extra`: further options and their defaults."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--programs", default="build/dev/tools", help="folder of the programs")
+    parser.add_argument("--encap", choices=("udp", "esp"), default="udp")
+    parser.add_argument("--outer", choices=("v4", "v6"), default="v4")
+    parser.add_argument("--io", default="auto")
+    parser.add_argument("--crypto", default="auto")
+    parser.add_argument("--esp", default="aes_gcm256")
+    for name, default in extra.items():
+        parser.add_argument(f"--{name}", default=default, type=type(default))
+    chosen = parser.parse_args()
+    chosen.programs = os.path.abspath(chosen.programs)
+    return chosen
+
+
+class Sites:
+    """Everything in the picture but the tunnel; `gateways()` adds that. A context manager."""
+
+    def __init__(self, options):
+        require_root()
+        exit_on_signals()
+        self.options = options
+        self.folder = tempfile.mkdtemp(prefix="espalier-test.")
+        self.daemons = []
+        self.pc_a, self.gw_a, self.gw_b, self.pc_b = map(Namespace, ("pc-a", "gw-a", "gw-b", "pc-b"))
+        self.left, self.right = OUTER[options.outer]
+        self._cable()
+
+    def _cable(self):
+        self.gw_a.join("eth0", self.gw_b, "eth0")
+        self.pc_a.join("eth0", self.gw_a, "eth1")
+        self.pc_b.join("eth0", self.gw_b, "eth1")
+        for box, device, addresses in (
+            (self.gw_a, "eth0", ("192.168.1.3/24", "fd00:192:168:1::3/64")),
+            (self.gw_b, "eth0", ("192.168.1.4/24", "fd00:192:168:1::4/64")),
+            (self.gw_a, "eth1", ("10.1.3.1/24", "fd00:10:1:3::1/64")),
+            (self.gw_b, "eth1", ("10.1.4.1/24", "fd00:10:1:4::1/64")),
+            (self.pc_a, "eth0", ("10.1.3.2/24", "fd00:10:1:3::2/64")),
+            (self.pc_b, "eth0", ("10.1.4.2/24", "fd00:10:1:4::2/64")),
+        ):
+            for address in addresses:
+                box.ip(f"address add {address} dev {device}" + (" nodad" if ":" in address else ""))
+        for box, gateway in ((self.pc_a, "10.1.3.1"), (self.pc_b, "10.1.4.1")):
+            box.ip(f"route add default via {gateway}")
+        for box, gateway in ((self.pc_a, "fd00:10:1:3::1"), (self.pc_b, "fd00:10:1:4::1")):
+            box.ip(f"-6 route add default via {gateway}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        failed = kind is not None and kind is not SystemExit
+        try:
+            for daemon in self.daemons:
+                daemon.stop() if not failed else daemon.process and daemon.process.kill()
+        finally:
+            if failed:
+                for daemon in self.daemons:
+                    print(f"--- log of {daemon.namespace.name}\n{daemon.log}", file=sys.stderr)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def path(self, *parts):
+        return os.path.join(self.folder, *parts)
+
+    def espalier(self, *words, check=True):
+        """The command line tool: what it printed, and its status."""
+        done = subprocess.run(
+            [os.path.join(self.options.programs, "espalier"), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False,
+        )
+        assert not check or done.returncode == 0, f"espalier {' '.join(words)}: {done.stdout}"
+        return done.stdout, done.returncode
+
+    def keygen(self, conn=CONN, out="keys", **changed):
+        """Keys, states and configurations in OUT/left and OUT/right."""
+        values = {
+            "left": self.left,
+            "right": self.right,
+            "leftsubnet": LEFT_SUBNETS,
+            "rightsubnet": RIGHT_SUBNETS,
+            "mark": "5/0xffffffff",
+            "vti-interface": "vti01",
+            "vti-routing": "yes",
+            "leftvti": "10.0.1.1/24",
+            "rightvti": "10.0.1.2/24",
+            "encapsulation": "yes" if self.options.encap == "udp" else "no",
+            "esp": self.options.esp,
+            **{name.replace("_", "-"): value for name, value in changed.items()},
+        }
+        words = [word for name, value in values.items() if value for word in (f"--{name}", value)]
+        self.espalier("keygen", "--conn", conn, *words, "--out", self.path(out))
+        return self.path(out)
+
+    def daemon(self, namespace, config):
+        made = Daemon(
+            self.options.programs,
+            namespace,
+            config,
+            ["--io", self.options.io, "--crypto", self.options.crypto],
+        )
+        self.daemons.append(made)
+        return made
+
+    def gateways(self, **changed):
+        """Fresh keys, and a daemon on each gateway, running."""
+        keys = self.keygen(**changed)
+        self.a = self.daemon(self.gw_a, os.path.join(keys, "left", "espalier.conf")).start()
+        self.b = self.daemon(self.gw_b, os.path.join(keys, "right", "espalier.conf")).start()
+        return self.a, self.b
+
+
+def add_options(config, **options):
+    """Adds lines to the only conn of a configuration file."""
+    with open(config, "a", encoding="utf-8") as file:
+        for name, value in options.items():
+            file.write(f"{name.replace('_', '-')} = {value}\n")

@@ -1,0 +1,126 @@
+"""Traffic that knows what must come out at the other end."""
+
+import hashlib
+import os
+import random
+import socket
+import threading
+
+from .wire import SO_RCVBUFFORCE
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def ping(namespace, address, count=3, size=56):
+    """All of `count` echo requests are answered."""
+    output = namespace.run(
+        "ping", "-q", "-n", "-i", "0.01", "-W", "3", "-c", str(count), "-s", str(size), address,
+        check=False,
+    )
+    assert f" {count} received" in output, f"ping {address} from {namespace.name}: {output}"
+
+
+def _digest_of_stream(connection):
+    digest, size = hashlib.sha256(), 0
+    while data := connection.recv(1 << 17):
+        digest.update(data)
+        size += len(data)
+    return digest.digest(), size
+
+
+def tcp(client, server, address, size, timeout=60):
+    """`size` random bytes each way over one connection, at the same time: what arrives is what was
+    sent, to the last bit."""
+    listener = server.socket(family(address), socket.SOCK_STREAM, timeout=timeout)
+    listener.bind((address, 0))
+    listener.listen()
+    outgoing = client.socket(family(address), socket.SOCK_STREAM, timeout=timeout)
+    outgoing.connect((address, listener.getsockname()[1]))
+    incoming, _ = listener.accept()
+    incoming.settimeout(timeout)
+    payloads = {outgoing: os.urandom(size), incoming: os.urandom(size)}
+    arrived, errors = {}, []
+
+    def send(connection):
+        try:
+            connection.sendall(payloads[connection])
+            connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            errors.append(f"sending: {error}")
+
+    def receive(connection):
+        try:
+            arrived[connection] = _digest_of_stream(connection)
+        except OSError as error:
+            errors.append(f"receiving: {error}")
+
+    threads = [
+        threading.Thread(target=work, args=(connection,))
+        for work in (send, receive)
+        for connection in (outgoing, incoming)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for connection in (outgoing, incoming, listener):
+        connection.close()
+    assert not errors, errors
+    for here, there in ((outgoing, incoming), (incoming, outgoing)):
+        wanted = hashlib.sha256(payloads[there]).digest(), size
+        assert arrived[here] == wanted, f"TCP to {address}: {arrived[here][1]} of {size} bytes"
+
+
+class UdpPair:
+    """A UDP socket in each of two namespaces."""
+
+    def __init__(self, here, there, here_address, there_address, port=0):
+        self.here = here.socket(family(here_address), socket.SOCK_DGRAM)
+        self.there = there.socket(family(there_address), socket.SOCK_DGRAM)
+        for end, address in ((self.here, here_address), (self.there, there_address)):
+            end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+            end.bind((address, port))
+        self.here_name = self.here.getsockname()
+        self.there_name = self.there.getsockname()
+
+    def close(self):
+        self.here.close()
+        self.there.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def exchange(self, data):
+        """There and back; both ends see exactly `data`."""
+        self.here.sendto(data, self.there_name)
+        seen, source = self.there.recvfrom(1 << 16)
+        assert seen == data, f"{len(data)} bytes sent, {len(seen)} other bytes arrived"
+        assert source[0] == self.here_name[0], f"source {source[0]}"
+        self.there.sendto(seen, source)
+        assert self.here.recv(1 << 16) == data, f"{len(data)} bytes did not come back as sent"
+
+    def drain(self):
+        """What waits at the far end, taken."""
+        taken = []
+        self.there.setblocking(False)
+        try:
+            while True:
+                taken.append(self.there.recv(1 << 16))
+        except BlockingIOError:
+            return taken
+        finally:
+            self.there.settimeout(5)
+
+
+def udp_sizes(here, there, here_address, there_address, sizes):
+    """Every size of datagram, there and back, one after the other."""
+    pattern = random.Random(4303).randbytes(1 << 16)
+    with UdpPair(here, there, here_address, there_address) as pair:
+        for size in sizes:
+            start = size % 251
+            pair.exchange(pattern[start : start + size])

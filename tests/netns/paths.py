@@ -1,0 +1,40 @@
+#!/usr/bin/python3
+"""All kinds of traffic from host to host, through two gateways.
+
+    PC-A ─── gateway A ═══ {raw ESP, UDP 4500} over {IPv4, IPv6} ═══ gateway B ─── PC-B
+                              with {IPv4, IPv6} inside
+"""
+
+from lab import sites, traffic
+
+
+def mtu_of(box, device):
+    return int(box.ip(f"link show {device}").split(" mtu ")[1].split()[0])
+
+
+def main():
+    options = sites.arguments(__doc__, mebibytes=24)
+    with sites.Sites(options) as lab:
+        lab.gateways()
+        mtu = mtu_of(lab.gw_a, "vti01")
+        assert mtu == mtu_of(lab.gw_b, "vti01")
+        for family, headers in (("v4", 28), ("v6", 48)):
+            here, there = sites.PC_A[family], sites.PC_B[family]
+            traffic.ping(lab.pc_a, there)
+            traffic.ping(lab.pc_b, here, size=mtu - headers)
+            traffic.udp_sizes(lab.pc_a, lab.pc_b, here, there, range(1, mtu - headers + 1))
+            # Odd sizes: the last segment is short, and nothing is a multiple of anything.
+            for size in (1, 1447, 65537, (options.mebibytes << 20) + 4303):
+                traffic.tcp(lab.pc_a, lab.pc_b, there, size)
+                traffic.tcp(lab.pc_b, lab.pc_a, here, size)
+        lost = {name: n for end in (lab.a, lab.b) for name, n in end.drops().items() if n}
+        assert not lost, lost
+        for end in (lab.a, lab.b):
+            sa = end.sa("out")
+            assert sa["encapsulation"] == options.encap, sa
+            assert sa["suite"] == options.esp, sa
+            assert options.crypto in ("auto", sa["backend"]), sa
+
+
+if __name__ == "__main__":
+    main()
