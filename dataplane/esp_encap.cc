@@ -1,0 +1,42 @@
+#include "dataplane/esp_encap.h"
+
+#include <cstring>
+
+#include "dataplane/bytes.h"
+#include "dataplane/esp.h"
+
+namespace espalier::dataplane {
+
+void esp_frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64_t seq,
+               std::uint8_t* out, std::size_t length, std::uint8_t next_header,
+               crypto::AeadOp& op) noexcept {
+  const auto spi = static_cast<std::uint32_t>(sa.spi);
+  store_be(out, spi);
+  store_be(out + 4, static_cast<std::uint32_t>(seq));
+  // RFC 4106 §3.1: the IV is the sequence number, so it never repeats under one key.
+  store_be(out + kEspHeader, seq);
+  std::memcpy(op.nonce.data(), sa.salt.data(), suite.salt);
+  std::memcpy(op.nonce.data() + suite.salt, out + kEspHeader, suite.iv);
+
+  // RFC 4106 §5: SPI and SN; with ESN the 64-bit number, its high half first.
+  std::memcpy(op.aad.data(), out, 4);
+  if (sa.esn) {
+    store_be(op.aad.data() + 4, seq);
+    op.aad_len = 12;
+  } else {
+    std::memcpy(op.aad.data() + 4, out + 4, 4);
+    op.aad_len = 8;
+  }
+
+  std::uint8_t* text = out + kEspHeader + suite.iv;
+  std::uint8_t* end = text + length;
+  const std::size_t padding = esp_padding(suite, length);
+  for (std::size_t i = 1; i <= padding; ++i) *end++ = static_cast<std::uint8_t>(i);
+  *end++ = static_cast<std::uint8_t>(padding);
+  *end++ = next_header;
+  op.text = text;
+  op.text_len = static_cast<std::uint32_t>(end - text);
+  op.icv = end;
+}
+
+}  // namespace espalier::dataplane

@@ -1,0 +1,111 @@
+#include "dataplane/inbound.h"
+
+#include "dataplane/bytes.h"
+#include "dataplane/esp.h"
+
+namespace espalier::dataplane {
+
+Inbound::Inbound(unsigned worker, ifaces::Engine& engine, const Sad& sad, WorkerCounters& counters,
+                 ifaces::TunOffloads offloads)
+    : worker_(worker), engine_(engine), sad_(sad), counters_(counters), coalescer_(offloads) {}
+
+void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) noexcept {
+  std::uint8_t* data = received.data;
+  std::uint32_t left = received.len;
+  const std::uint32_t step = received.segment_size != 0 ? received.segment_size : left;
+  do {  // once at least: an empty datagram counts too
+    const std::uint32_t len = std::min(step, left);
+    add_datagram(socket, received, data, len);
+    data += len;
+    left -= len;
+  } while (left > 0);
+}
+
+void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& received,
+                           std::uint8_t* data, std::uint32_t len) noexcept {
+  if (socket.encapsulation == Encapsulation::udp && len == 1) return;  // keepalive, RFC 3948 §2.3
+  if (len < kEspHeader) return counters_.drop(Drop::too_short);
+  const auto spi = load_be<std::uint32_t>(data);
+  if (spi == 0 && socket.encapsulation == Encapsulation::udp)
+    return counters_.drop(Drop::no_ike);  // the non-ESP marker, RFC 3948 §2.2
+
+  if (sa_ == nullptr || static_cast<std::uint32_t>(sa_->spi) != spi || sa_->socket != &socket ||
+      count_ == kDecapBatch) {
+    run_batch();
+    sa_ = sad_.find({spi, socket.local_words});
+    if (sa_ == nullptr) return counters_.drop(Drop::no_spi);
+    if (sa_->encapsulation != socket.encapsulation) {
+      sa_ = nullptr;
+      return counters_.drop(Drop::wrong_encapsulation);
+    }
+  }
+  InboundPacket& packet = run_[count_++];
+  packet.esp = data;
+  packet.len = len;
+  packet.outer_tos = received.tos;
+  packet.peer = &received.peer;
+}
+
+void Inbound::run_batch() noexcept {
+  if (count_ == 0) return;
+  InboundSa& sa = *sa_;
+  std::span<InboundPacket> run(run_.data(), count_);
+  count_ = 0;
+  const DecapResult result = esp_decap(sa, worker_, run);
+  if (result.good < run.size()) [[unlikely]]
+    drop(sa, run.subspan(result.good));
+  if (result.authentic == 0) return;
+  if (result.newest != nullptr) follow(sa, *result.newest);
+  deliver(sa, run.first(result.good));
+}
+
+void Inbound::drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept {
+  for (const InboundPacket& packet : lost) {
+    counters_.drop(packet.reason);
+    sa.drops[static_cast<std::size_t>(packet.reason)].fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+// RFC 3948 §2.2, RFC 7296 §2.23: only an authenticated packet, newer than any before, shows where
+// the peer is.
+void Inbound::follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept {
+  const ifaces::Endpoint known = sa.peer->get();
+  if (known == newest || (!sa.follow_peer && !known.address.is_any())) return;
+  sa.peer->set(newest);
+}
+
+void Inbound::deliver(InboundSa& sa, std::span<InboundPacket> good) noexcept {
+  std::uint64_t packets = 0;
+  std::uint64_t bytes = 0;
+  // Not null: a packet without a device did not come this far. A run of dummies needs none.
+  const Binding* binding = sa.binding.load(std::memory_order_acquire);
+  Device* device = binding == nullptr ? nullptr : binding->device;
+  if (device != device_) {
+    if (device_ != nullptr) coalescer_.flush(*this);
+    device_ = device;
+  }
+  for (const InboundPacket& packet : good) {
+    if (packet.inner == nullptr || device == nullptr) continue;
+    coalescer_.add(packet.inner, packet.key.length, *this);
+    ++packets;
+    bytes += packet.key.length;
+  }
+  if (device != nullptr && packets > 0) {
+    bump(device->counters[worker_].rx_packets, packets);
+    bump(device->counters[worker_].rx_bytes, bytes);
+  }
+  sa.counters.count(packets, bytes, now_ns_);
+}
+
+void Inbound::write(std::span<const iovec> parts, std::uint16_t packets) noexcept {
+  engine_.write(device_->ports[worker_], parts, packets);
+}
+
+void Inbound::end_turn() noexcept {
+  run_batch();
+  sa_ = nullptr;
+  if (device_ != nullptr) coalescer_.flush(*this);
+  device_ = nullptr;
+}
+
+}  // namespace espalier::dataplane

@@ -1,0 +1,52 @@
+// From the outer socket to the TUN, in processing order: tell ESP from the rest, find the SA, check
+// and open a run, deliver, coalesce, write.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "dataplane/coalesce.h"
+#include "dataplane/counters.h"
+#include "dataplane/esp_decap.h"
+#include "dataplane/sad.h"
+#include "ifaces/engine.h"
+
+namespace espalier::dataplane {
+
+// One worker's inbound half.
+class Inbound final : private TunSink {
+ public:
+  Inbound(unsigned worker, ifaces::Engine& engine, const Sad& sad, WorkerCounters& counters,
+          ifaces::TunOffloads offloads);
+
+  // Takes one receive of an outer socket; its bytes are decrypted in place and must stay until the
+  // turn ends, as must `received`.
+  void add(const OuterSocket& socket, const ifaces::Received& received) noexcept;
+
+  // A turn starts; `now_ns`: steady clock.
+  void begin_turn(std::int64_t now_ns) noexcept { now_ns_ = now_ns; }
+  // The turn is over: everything added is delivered.
+  void end_turn() noexcept;
+
+ private:
+  void add_datagram(const OuterSocket& socket, const ifaces::Received& received, std::uint8_t* data,
+                    std::uint32_t len) noexcept;
+  void run_batch() noexcept;
+  void drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept;
+  void follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept;
+  void deliver(InboundSa& sa, std::span<InboundPacket> good) noexcept;
+  void write(std::span<const iovec> parts, std::uint16_t packets) noexcept override;
+
+  unsigned worker_;
+  ifaces::Engine& engine_;
+  const Sad& sad_;
+  WorkerCounters& counters_;
+  Coalescer coalescer_;
+  Device* device_ = nullptr;  // whose packets the coalescer holds
+  InboundSa* sa_ = nullptr;   // of the run being collected
+  std::int64_t now_ns_ = 0;
+  std::size_t count_ = 0;
+  std::array<InboundPacket, kDecapBatch> run_;
+};
+
+}  // namespace espalier::dataplane

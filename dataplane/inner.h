@@ -1,0 +1,53 @@
+// What the tables need to know of an inner packet: addresses as two words, so that a prefix is a
+// mask.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "dataplane/types.h"
+#include "ifaces/address.h"
+
+namespace espalier::dataplane {
+
+// An address as a 128-bit number, most significant word first; IPv4 sits in the top 32 bits.
+using AddressWords = std::array<std::uint64_t, 2>;
+
+[[nodiscard]] AddressWords words(const ifaces::IpAddress& address) noexcept;
+[[nodiscard]] AddressWords prefix_mask(unsigned length) noexcept;
+
+struct InnerKey {
+  AddressWords source;
+  AddressWords destination;
+  std::uint32_t length;  // of the IP packet by its own header, bytes
+  std::uint16_t source_port;
+  std::uint16_t destination_port;
+  std::uint8_t protocol;
+  std::uint8_t tos;  // TOS or traffic class
+  bool ipv6;
+  bool has_ports;  // TCP, UDP, UDP-Lite, SCTP, DCCP; not in a fragment but the first
+};
+
+// False if `packet` is no IPv4 or IPv6 packet, or is longer by its own header than `packet`. It may
+// be shorter: TFC padding (RFC 4303 §2.7).
+[[nodiscard]] bool parse_inner(std::span<const std::uint8_t> packet, InnerKey& key) noexcept;
+
+// A selector made ready for matching.
+class SelectorMatcher {
+ public:
+  explicit SelectorMatcher(const Selector& selector) noexcept;
+  [[nodiscard]] bool matches(const InnerKey& key) const noexcept;
+  // Protocol and ports only; for the SPD, which has found the addresses by hashing.
+  [[nodiscard]] bool matches_upper(const InnerKey& key) const noexcept;
+
+ private:
+  AddressWords source_, source_mask_, destination_, destination_mask_;
+  std::uint16_t source_port_first_, source_port_last_;
+  std::uint16_t destination_port_first_, destination_port_last_;
+  std::uint8_t protocol_;
+  bool ipv6_;
+  bool any_ports_;
+};
+
+}  // namespace espalier::dataplane

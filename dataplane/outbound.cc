@@ -1,0 +1,117 @@
+#include "dataplane/outbound.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "dataplane/esp.h"
+#include "dataplane/esp_encap.h"
+
+namespace espalier::dataplane {
+
+Outbound::Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters)
+    : worker_(worker), counters_(counters), transmitter_(worker, engine, counters) {}
+
+void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept {
+  if (count_ == kBatch) run_batch();
+  Item& item = items_[count_];
+  ifaces::VnetHdr hdr{};
+  if (len <= sizeof hdr) return counters_.drop(Drop::malformed_inner);
+  std::memcpy(&hdr, data, sizeof hdr);
+  item.packet = {data + sizeof hdr, len - sizeof hdr};
+  if (!plan_segments(hdr, item.packet, item.plan) || !parse_inner(item.packet, item.key))
+    return counters_.drop(Drop::malformed_inner);
+  item.device = &device;
+  device.policies.prefetch(item.key);
+  ++count_;
+}
+
+void Outbound::end_turn() noexcept {
+  run_batch();
+  transmitter_.submit();
+}
+
+bool Outbound::find_sa(Item& item) noexcept {
+  const auto drop = [&](Drop reason) {
+    counters_.drop(reason, item.plan.count);
+    return false;
+  };
+  const Policy* policy = item.device->policies.find(item.key);
+  if (policy == nullptr) return drop(Drop::no_policy);
+  switch (policy->spec.action) {
+    case PolicyAction::protect:
+      break;
+    case PolicyAction::bypass:  // a TUN has no way round the tunnel
+    case PolicyAction::discard:
+      return drop(Drop::policy_discard);
+  }
+  item.sa = policy->sa.load(std::memory_order_acquire);
+  if (item.sa == nullptr) {
+    bump(item.device->counters[worker_].tx_no_sa, item.plan.count);
+    return drop(Drop::no_sa);
+  }
+  return true;
+}
+
+void Outbound::run_batch() noexcept {
+  std::size_t good = 0;
+  for (std::size_t i = 0; i < count_; ++i) {
+    if (!find_sa(items_[i])) continue;
+    if (good != i) items_[good] = items_[i];
+    ++good;
+  }
+  count_ = 0;
+  for (std::size_t first = 0; first < good;) {
+    std::size_t last = first + 1;
+    while (last < good && items_[last].sa == items_[first].sa) ++last;
+    encap({&items_[first], last - first});
+    first = last;
+  }
+}
+
+// Packets of one SA, in order.
+void Outbound::encap(std::span<Item> items) noexcept {
+  OutboundSa& sa = *items.front().sa;
+  std::uint64_t wanted = 0;
+  for (const Item& item : items) wanted += item.plan.count;
+  const ifaces::Endpoint to = sa.peer->get();
+  if (to.address.is_any()) return counters_.drop(Drop::no_peer, wanted);
+
+  std::uint64_t seq = 0;
+  const std::uint64_t usable = sa.reserve(wanted, seq);
+  if (usable < wanted) {
+    counters_.drop(Drop::seq_exhausted, wanted - usable);
+    sa.exhausted.fetch_add(wanted - usable, std::memory_order_relaxed);
+    if (usable == 0) return;
+  }
+  const std::uint64_t end = seq + usable;
+
+  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
+  transmitter_.select(sa, to);
+  std::uint64_t packets = 0;
+  std::uint64_t bytes = 0;
+  for (const Item& item : items) {
+    const std::uint64_t packets_before = packets;
+    const std::uint64_t bytes_before = bytes;
+    const std::uint8_t next_header = item.key.ipv6 ? kNextIpv6 : kNextIpv4;
+    for (std::size_t i = 0; i < item.plan.count && seq < end; ++i, ++seq) {
+      const std::size_t length = segment_length(item.plan, i);
+      const std::size_t esp = esp_length(suite, length);
+      if (esp > kMaxDatagram) {
+        counters_.drop(Drop::too_big);
+        continue;
+      }
+      // RFC 6040 §4.1, RFC 4301 §5.1.2.1: DSCP and ECN are copied outwards.
+      std::uint8_t* out = transmitter_.place(esp, item.key.tos);
+      write_segment(item.plan, item.packet, i, out + kEspHeader + suite.iv);
+      esp_frame(sa, suite, seq, out, length, next_header, transmitter_.op());
+      ++packets;
+      bytes += length;
+    }
+    DeviceCounters& counters = item.device->counters[worker_];
+    bump(counters.tx_packets, packets - packets_before);
+    bump(counters.tx_bytes, bytes - bytes_before);
+  }
+  sa.counters.count(packets, bytes, now_ns_);
+}
+
+}  // namespace espalier::dataplane

@@ -1,0 +1,51 @@
+// From the TUN to the outer socket, in processing order: cut the super-packet, find policy and SA,
+// reserve sequence numbers, frame, seal, send.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "dataplane/device.h"
+#include "dataplane/segment.h"
+#include "dataplane/transmitter.h"
+
+namespace espalier::dataplane {
+
+// One worker's outbound half.
+class Outbound {
+ public:
+  Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters);
+
+  // Takes one TUN read: a VnetHdr and a packet, which must stay until the turn ends.
+  void add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept;
+
+  // A turn starts; `now_ns`: steady clock.
+  void begin_turn(std::int64_t now_ns) noexcept { now_ns_ = now_ns; }
+  // The turn is over: everything added is sealed and queued.
+  void end_turn() noexcept;
+
+ private:
+  // Reads looked up together, so that the cache misses of their lookups overlap.
+  static constexpr std::size_t kBatch = 64;
+
+  struct Item {
+    std::span<const std::uint8_t> packet;
+    SegmentPlan plan;
+    InnerKey key;
+    Device* device;
+    OutboundSa* sa;
+  };
+
+  void run_batch() noexcept;
+  bool find_sa(Item& item) noexcept;
+  void encap(std::span<Item> items) noexcept;
+
+  unsigned worker_;
+  WorkerCounters& counters_;
+  Transmitter transmitter_;
+  std::int64_t now_ns_ = 0;
+  std::size_t count_ = 0;
+  std::array<Item, kBatch> items_;
+};
+
+}  // namespace espalier::dataplane

@@ -1,0 +1,118 @@
+// Security associations as the workers see them: hot state apart from configuration.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "crypto/aead.h"
+#include "dataplane/device.h"
+#include "dataplane/drop.h"
+#include "dataplane/inner.h"
+#include "dataplane/peer.h"
+#include "dataplane/replay_window.h"
+#include "dataplane/socket_set.h"
+#include "dataplane/types.h"
+
+namespace espalier::dataplane {
+
+// What the SAs of both directions have.
+struct SaCommon {
+  SaId id{};
+  Spi spi{};
+  std::uint32_t reqid = 0;
+  Encapsulation encapsulation{};
+  bool esn = false;
+  crypto::Suite suite{};
+  std::array<std::uint8_t, crypto::kMaxSaltBytes> salt{};
+  // One key, or one for each worker where a key cannot be shared between threads.
+  std::vector<std::unique_ptr<crypto::AeadKey>> keys;
+  std::string_view backend;
+  OuterSocket* socket = nullptr;
+  std::shared_ptr<Peer> peer;  // never null; shared with the other direction
+  std::string name;
+
+  [[nodiscard]] const crypto::AeadKey& key(unsigned worker) const noexcept {
+    return *keys[keys.size() == 1 ? 0 : worker];
+  }
+};
+
+// Written once a run of packets, by whichever worker has it.
+struct SaCounters {
+  std::atomic<std::uint64_t> packets{0};
+  std::atomic<std::uint64_t> bytes{0};
+  std::atomic<std::int64_t> last_packet_ns{0};  // steady clock; 0: none yet
+
+  void count(std::uint64_t p, std::uint64_t b, std::int64_t now_ns) noexcept {
+    packets.fetch_add(p, std::memory_order_relaxed);
+    bytes.fetch_add(b, std::memory_order_relaxed);
+    last_packet_ns.store(now_ns, std::memory_order_relaxed);
+  }
+};
+
+struct OutboundSa : SaCommon {
+  // The next number to hand out; it may run past the limit, and then nothing more is sent.
+  alignas(64) std::atomic<std::uint64_t> next_seq{1};
+  std::atomic<std::uint64_t> seq_limit{0};
+  SaCounters counters;
+  std::atomic<std::uint64_t> exhausted{0};  // packets dropped for want of a number
+
+  // `count` consecutive numbers, the first in `first`; how many of them may be used is returned.
+  // What was reserved is never given back (RFC 4106 §3.1).
+  [[nodiscard]] std::uint64_t reserve(std::uint64_t count, std::uint64_t& first) noexcept {
+    const std::uint64_t limit = seq_limit.load(std::memory_order_acquire);
+    if (next_seq.load(std::memory_order_relaxed) > limit) return 0;  // no run towards 2^64
+    first = next_seq.fetch_add(count, std::memory_order_relaxed);
+    if (first > limit) return 0;
+    return std::min(count, limit - first + 1);
+  }
+};
+
+// Where an inbound SA's packets may go: its policies, and their device. Immutable; replaced whole.
+struct Binding {
+  Device* device = nullptr;  // null: no device for the policy's mark
+  std::vector<SelectorMatcher> selectors;
+};
+
+struct InboundSa : SaCommon {
+  ifaces::IpAddress local;
+  bool follow_peer = false;
+  std::atomic<const Binding*> binding{nullptr};
+
+  // Taken twice a run of packets, not per packet: a GRO super-packet may bring a packet to a worker
+  // whose SA it is not.
+  alignas(64) std::atomic_flag busy;
+  ReplayWindow window;
+  SaCounters counters;
+  std::array<std::atomic<std::uint32_t>, kDropCount> drops{};
+
+  explicit InboundSa(std::uint32_t window_bits, std::uint64_t top) : window(window_bits, top) {}
+};
+
+class SaLock {
+ public:
+  explicit SaLock(InboundSa& sa) noexcept : sa_(sa) {
+    while (sa_.busy.test_and_set(std::memory_order_acquire)) {
+    }
+  }
+  ~SaLock() { sa_.busy.clear(std::memory_order_release); }
+  SaLock(const SaLock&) = delete;
+  SaLock& operator=(const SaLock&) = delete;
+
+ private:
+  InboundSa& sa_;
+};
+
+// Inbound lookup key: SPI and outer destination (RFC 4301 §4.1; the SPI alone is not unique between
+// two local addresses).
+struct SadKey {
+  std::uint32_t spi = 0;
+  AddressWords local{};
+  bool operator==(const SadKey&) const = default;
+};
+
+}  // namespace espalier::dataplane

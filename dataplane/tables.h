@@ -1,0 +1,77 @@
+// SAD, SPD and devices from the control thread's side: who owns what, and how the three are joined.
+// Policies and SAs are joined by reqid, policies and devices by mark; the joins are made here, when
+// something changes, so that the workers follow pointers.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "crypto/fingerprint.h"
+#include "dataplane/device.h"
+#include "dataplane/sa.h"
+#include "dataplane/sad.h"
+#include "dataplane/spd.h"
+
+namespace espalier::dataplane {
+
+// All calls from the control thread. What remove() and its like return is out of the tables, but
+// may be in a worker's hands until a grace period has passed; reclaim() is to be called after one.
+class Tables {
+ public:
+  [[nodiscard]] const Sad& sad() const noexcept { return sad_; }
+
+  void add(std::unique_ptr<Device> device);
+  void add(std::unique_ptr<Policy> policy);
+  void add(std::unique_ptr<OutboundSa> sa, std::span<const std::uint8_t> keymat);
+  void add(std::unique_ptr<InboundSa> sa, std::span<const std::uint8_t> keymat);
+  std::unique_ptr<Device> remove(DeviceId id);
+  std::unique_ptr<Policy> remove(PolicyId id);
+  std::unique_ptr<OutboundSa> remove_outbound(SaId id);
+  std::unique_ptr<InboundSa> remove_inbound(SaId id);
+  void reclaim() noexcept;
+
+  [[nodiscard]] Device* device(std::string_view name) const noexcept;
+  [[nodiscard]] OutboundSa* outbound(SaId id) const noexcept;
+  [[nodiscard]] InboundSa* inbound(SaId id) const noexcept;
+  [[nodiscard]] InboundSa* inbound(Spi spi, const ifaces::IpAddress& local) const noexcept;
+  [[nodiscard]] bool has_key(std::span<const std::uint8_t> keymat) const;
+  // What the SAs of a reqid know of their peer; null if there are none.
+  [[nodiscard]] std::shared_ptr<Peer> peer(std::uint32_t reqid) const;
+
+  [[nodiscard]] std::vector<Device*> all_devices() const;
+  [[nodiscard]] std::vector<Policy*> all_policies() const;
+  [[nodiscard]] std::vector<OutboundSa*> all_outbound() const;
+  [[nodiscard]] std::vector<InboundSa*> all_inbound() const;
+
+ private:
+  // Everything that one reqid joins. The newest SA is the last.
+  struct Group {
+    std::vector<Policy*> policies;
+    std::vector<OutboundSa*> outbound;
+    std::vector<InboundSa*> inbound;
+  };
+
+  Group& group(std::uint32_t reqid) { return groups_[reqid]; }
+  void drop_if_empty(std::uint32_t reqid);
+  void join(Group& group);
+  [[nodiscard]] Device* device_for(const Policy& policy, const InboundSa& sa) const noexcept;
+  [[nodiscard]] std::unique_ptr<const Binding> bind(const Group& group, const InboundSa& sa) const;
+
+  Sad sad_;
+  std::map<DeviceId, std::unique_ptr<Device>> devices_;
+  std::map<PolicyId, std::unique_ptr<Policy>> policies_;
+  std::map<SaId, std::unique_ptr<OutboundSa>> outbound_;
+  std::map<SaId, std::unique_ptr<InboundSa>> inbound_;
+  std::unordered_map<std::uint32_t, Group> groups_;
+  std::unordered_map<SaId, std::unique_ptr<const Binding>> bindings_;
+  std::vector<std::unique_ptr<const Binding>> old_bindings_;
+  std::map<SaId, crypto::Fingerprint> key_of_;
+  std::set<crypto::Fingerprint> keys_;
+};
+
+}  // namespace espalier::dataplane
