@@ -101,7 +101,8 @@ TEST_F(SpdTest, RemovedPoliciesAreNotFound) {
 
 // A slow reference: every policy, one by one.
 TEST_F(SpdTest, AgreesWithAScan) {
-  std::mt19937 random(3);
+  std::mt19937 engine(3);
+  const auto random = [&engine] { return static_cast<std::uint32_t>(engine()); };
   const auto address = [&random] {
     return "10." + std::to_string(random() % 3) + "." + std::to_string(random() % 4) + "." +
            std::to_string(random() % 8);
@@ -124,7 +125,9 @@ TEST_F(SpdTest, AgreesWithAScan) {
         if (p->matcher.matches(key) && (expected == nullptr || rank(*p) < rank(*expected)))
           expected = p.get();
       ASSERT_EQ(found == nullptr, expected == nullptr);
-      if (found != nullptr) ASSERT_EQ(rank(*found), rank(*expected));
+      if (found != nullptr) {
+        ASSERT_EQ(rank(*found), rank(*expected));
+      }
     }
     for (int i = 0; i < 200; ++i) {
       const std::size_t victim = random() % policies_.size();
