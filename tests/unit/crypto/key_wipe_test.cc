@@ -1,0 +1,95 @@
+// A key leaves nothing behind: after it is gone, no writable page of the process holds it.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include "ifaces/unique_fd.h"
+#include "tests/unit/crypto/backend_case.h"
+
+namespace espalier::crypto::testing {
+namespace {
+
+// Knows a key only masked, so that the search does not find the one who searches.
+class Search {
+ public:
+  explicit Search(std::span<const std::uint8_t> key) : masked_(key.begin(), key.end()) {
+    for (std::uint8_t& b : masked_) b ^= kMask;
+  }
+
+  // How often the key occurs in the writable memory of this process.
+  [[nodiscard]] int count() {
+    int found = 0;
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+      std::istringstream fields(line);
+      std::uintptr_t begin = 0;
+      std::uintptr_t end = 0;
+      char dash = 0;
+      std::string access;
+      fields >> std::hex >> begin >> dash >> end >> access;
+      // What a sanitizer reserves is huge, and no copy of anything.
+      if (access.starts_with("rw") && end - begin < (std::size_t{1} << 30U))
+        found += count_between(begin, end);
+    }
+    return found;
+  }
+
+ private:
+  static constexpr std::uint8_t kMask = 0xA7;
+
+  int count_between(std::uintptr_t begin, std::uintptr_t end) {
+    int found = 0;
+    // Windows overlap by one byte less than the key: nothing is missed or counted twice.
+    const std::size_t step = window_.size() - masked_.size() + 1;
+    for (std::uintptr_t at = begin; at < end; at += step) {
+      const std::size_t wanted = std::min<std::size_t>(window_.size(), end - at);
+      const ssize_t got = pread(memory_.get(), window_.data(), wanted, static_cast<off_t>(at));
+      if (got > 0) found += count_in(std::span(window_).first(static_cast<std::size_t>(got)));
+      wipe(window_);  // which is searched, too
+    }
+    return found;
+  }
+
+  [[nodiscard]] int count_in(std::span<const std::uint8_t> bytes) const {
+    int found = 0;
+    const auto same = [](std::uint8_t b, std::uint8_t m) { return (b ^ m) == kMask; };
+    for (auto it = bytes.begin();; ++it, ++found) {
+      it = std::search(it, bytes.end(), masked_.begin(), masked_.end(), same);
+      if (it == bytes.end()) return found;
+    }
+  }
+
+  std::vector<std::uint8_t> masked_;
+  std::vector<std::uint8_t> window_ = std::vector<std::uint8_t>(std::size_t{1} << 20U);
+  ifaces::UniqueFd memory_{open("/proc/self/mem", O_RDONLY | O_CLOEXEC)};
+};
+
+class KeyWipe : public OnEveryBackend {};
+
+// The AES key schedule begins with the key itself, so the search finds what it has to lose.
+TEST_P(KeyWipe, LeavesNoKeyInMemory) {
+  auto secret = std::make_unique<SecretBytes>(SecretBytes::random(info(suite()).key));
+  Search search(secret->bytes());
+  auto key = backend().expand(suite(), secret->bytes());
+
+  std::array<std::uint8_t, 48> packet{};
+  AeadOp op{packet.data(), packet.data() + 32, 32, 8, false, {}, {}};
+  key->seal({&op, 1});
+  key->open({&op, 1});
+  ASSERT_TRUE(op.good);
+
+  ASSERT_GE(search.count(), 2) << "the secret and the schedule";
+  secret.reset();
+  EXPECT_GE(search.count(), 1) << "the schedule";
+  key.reset();
+  EXPECT_EQ(search.count(), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, KeyWipe, ::testing::ValuesIn(kBackendCases), case_name);
+
+}  // namespace
+}  // namespace espalier::crypto::testing
