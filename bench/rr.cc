@@ -18,8 +18,6 @@
 namespace espalier::bench {
 namespace {
 
-namespace po = boost::program_options;
-
 constexpr std::uint64_t kReplyTimeoutNs = 200'000'000;
 constexpr const char* kUsage =
     "espalier_rr serve ADDRESS PORT           answer every datagram with itself\n"

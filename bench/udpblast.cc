@@ -20,8 +20,6 @@
 namespace espalier::bench {
 namespace {
 
-namespace po = boost::program_options;
-
 constexpr std::size_t kBatch = 64;
 constexpr std::uint64_t kTickNs = 250'000;  // a paced sender wakes up 4000 times a second
 constexpr std::uint64_t kSinkWakeNs = 100'000'000;
@@ -35,7 +33,7 @@ struct Counts {
   std::atomic<std::uint64_t> packets{0}, bytes{0};
 };
 
-void receive(std::stop_token stop, int fd, Counts& counts) {
+void receive(const std::stop_token& stop, int fd, Counts& counts) {
   std::vector<std::uint8_t> memory(kBatch * 2048);  // longer datagrams are cut, and counted whole
   std::array<iovec, kBatch> iov;
   std::array<mmsghdr, kBatch> messages{};
@@ -59,7 +57,7 @@ int sink(const ifaces::Endpoint& local) {
   set_receive_timeout(fd.get(), kSinkWakeNs);
   Counts counts;
   const std::jthread receiver(
-      [&](std::stop_token stop) { receive(std::move(stop), fd.get(), counts); });
+      [&](const std::stop_token& stop) { receive(stop, fd.get(), counts); });
   std::cout << "ready" << std::endl;
   for (std::string line; std::getline(std::cin, line);) {
     const nlohmann::json reading{{"ns", now_ns()},

@@ -1,0 +1,1 @@
+"""bench/compare: Espalier beside plain veth and its peers, in one run."""
