@@ -8,16 +8,12 @@
 from lab import sites, traffic
 
 
-def mtu_of(box, device):
-    return int(box.ip(f"link show {device}").split(" mtu ")[1].split()[0])
-
-
 def main():
     options = sites.arguments(__doc__, mebibytes=24)
     with sites.Sites(options) as lab:
         lab.gateways()
-        mtu = mtu_of(lab.gw_a, "vti01")
-        assert mtu == mtu_of(lab.gw_b, "vti01")
+        mtu = lab.gw_a.mtu("vti01")
+        assert mtu == lab.gw_b.mtu("vti01")
         for family, headers in (("v4", 28), ("v6", 48)):
             here, there = sites.PC_A[family], sites.PC_B[family]
             traffic.ping(lab.pc_a, there)

@@ -9,6 +9,8 @@ import subprocess
 import threading
 import time
 
+from .wait import until
+
 # With sanitizers a report must fail the test, whatever the program makes of it.
 SANITIZERS = {
     "ASAN_OPTIONS": "exitcode=99:detect_leaks=1",
@@ -27,6 +29,8 @@ class Daemon:
         self.options = list(options)
         self.lines = []
         self.process = None
+        self.reader = None
+        self.baseline = {}
         self._changed = threading.Condition()
 
     def start(self, ready=r"\bup\b"):
@@ -44,7 +48,8 @@ class Daemon:
             env={**os.environ, **SANITIZERS},
         )
         mark = len(self.lines)
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self.reader.start()
         if ready:
             self.wait_line(ready, since=mark)
         return self
@@ -118,21 +123,18 @@ class Daemon:
         ]
         return found
 
-    def wait_drops(self, timeout=5, **counters):
-        """Waits until the counters that differ from `self.baseline` are exactly `counters`."""
-        deadline = time.monotonic() + timeout
-        while True:
-            now = self.drops()
-            grown = {
-                name: now[name] - self.baseline.get(name, 0)
-                for name in now
-                if now[name] != self.baseline.get(name, 0)
-            }
-            if grown == counters:
-                return
-            if time.monotonic() > deadline:
-                raise AssertionError(f"drops: {grown} instead of {counters}")
-            time.sleep(0.01)  # counters have no event
+    def grown(self):
+        """The counters that differ from the baseline, and by how much."""
+        now = self.drops()
+        return {name: n - self.baseline.get(name, 0) for name, n in now.items()
+                if n != self.baseline.get(name, 0)}
+
+    def wait_drops(self, **counters):
+        """Waits until exactly these counters have grown, by exactly so much."""
+        try:
+            until(lambda: self.grown() == counters, "the counters", timeout=5)
+        except AssertionError:
+            raise AssertionError(f"drops: {self.grown()} instead of {counters}") from None
 
     def take_baseline(self):
         self.baseline = self.drops()

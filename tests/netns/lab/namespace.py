@@ -119,6 +119,12 @@ class Namespace:
         self.ip(f"link set {device} up")
         other.ip(f"link set {other_device} up")
 
+    def mac(self, device):
+        return self.ip(f"link show {device}").split("link/ether ")[1].split()[0]
+
+    def mtu(self, device):
+        return int(self.ip(f"link show {device}").split(" mtu ")[1].split()[0])
+
     def links(self):
         """The names of the devices inside."""
         with self.entered():

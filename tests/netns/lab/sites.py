@@ -8,6 +8,7 @@
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -23,8 +24,8 @@ OUTER = {
 }
 PC_A = {"v4": "10.1.3.2", "v6": "fd00:10:1:3::2"}
 PC_B = {"v4": "10.1.4.2", "v6": "fd00:10:1:4::2"}
-LEFT_SUBNETS = "10.1.3.0/24,10.0.1.0/24,fd00:10:1:3::/64"
-RIGHT_SUBNETS = "10.1.4.0/24,10.0.1.0/24,fd00:10:1:4::/64"
+LEFT_SUBNETS = "10.1.3.0/24,fd00:10:1:3::/64"
+RIGHT_SUBNETS = "10.1.4.0/24,fd00:10:1:4::/64"
 CONN = "routed-vpn"
 
 
@@ -122,6 +123,22 @@ class Sites:
         self.espalier("keygen", "--conn", conn, *words, "--out", self.path(out))
         return self.path(out)
 
+    def keygen_all(self, conns, lines=""):
+        """Several conns in one configuration of each gateway. `conns`: the values of each by name;
+        `lines`: put behind every one of them."""
+        for side in ("left", "right"):
+            os.makedirs(self.path("keys", side))
+        for conn, values in conns.items():
+            made = self.keygen(conn=conn, out=f"keys-{conn}", **values)
+            for side in ("left", "right"):
+                for ending in ("keys", "state"):
+                    shutil.copy2(os.path.join(made, side, f"{conn}.{ending}"), self.path("keys", side))
+                with open(os.path.join(made, side, "espalier.conf"), encoding="ascii") as file:
+                    text = file.read() + lines
+                with open(self.path("keys", side, "espalier.conf"), "a", encoding="ascii") as file:
+                    file.write(text)
+        return self.path("keys")
+
     def daemon(self, namespace, config):
         made = Daemon(
             self.options.programs,
@@ -132,9 +149,20 @@ class Sites:
         self.daemons.append(made)
         return made
 
-    def gateways(self, **changed):
-        """Fresh keys, and a daemon on each gateway, running."""
-        keys = self.keygen(**changed)
+    @contextlib.contextmanager
+    def withheld(self):
+        """What gateway A sends to gateway B inside the block crosses the wire, where a capture sees
+        it, and is lost: it carries a hardware address that is nobody's."""
+        neighbour = f"neighbour replace {self.right} dev eth0 nud permanent lladdr"
+        self.gw_a.ip(f"{neighbour} 02:00:00:00:00:01")
+        try:
+            yield
+        finally:
+            self.gw_a.ip(f"{neighbour} {self.gw_b.mac('eth0')}")
+
+    def gateways(self, keys=None):
+        """A daemon on each gateway, running, with `keys` or fresh ones."""
+        keys = keys or self.keygen()
         self.a = self.daemon(self.gw_a, os.path.join(keys, "left", "espalier.conf")).start()
         self.b = self.daemon(self.gw_b, os.path.join(keys, "right", "espalier.conf")).start()
         return self.a, self.b

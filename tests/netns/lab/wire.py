@@ -139,8 +139,10 @@ def udp_checksum(source, destination, datagram):
     return ip_checksum(data + bytes(len(data) % 2)) or 0xFFFF
 
 
-def outer(source, destination, protocol, payload, sport=NATT_PORT, dport=NATT_PORT):
-    """An IP packet around an ESP packet (or anything): raw with protocol ESP, in UDP with UDP."""
+def outer(source, destination, protocol, payload, sport=NATT_PORT, dport=NATT_PORT, tos=0,
+          options=b""):
+    """An IP packet around an ESP packet (or anything): raw with protocol ESP, in UDP with UDP.
+    `options`: of the IPv4 header."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     src, dst = socket.inet_pton(family, source), socket.inet_pton(family, destination)
     if protocol == UDP:
@@ -151,9 +153,12 @@ def outer(source, destination, protocol, payload, sport=NATT_PORT, dport=NATT_PO
             datagram = datagram[:6] + struct.pack("!H", total) + datagram[8:]
         payload = datagram
     if family == socket.AF_INET6:
-        return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + src + dst + payload
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0)
-    header += src + dst
+        first = 6 << 28 | tos << 20
+        return struct.pack("!IHBB", first, len(payload), protocol, 64) + src + dst + payload
+    words = 5 + len(options) // 4
+    length = words * 4 + len(payload)
+    header = struct.pack("!BBHHHBBH", 0x40 | words, tos, length, 0, 0, 64, protocol, 0)
+    header += src + dst + options
     header = header[:10] + struct.pack("!H", ip_checksum(header)) + header[12:]
     return header + payload
 

@@ -1,0 +1,138 @@
+#!/usr/bin/python3
+"""Scapy opens what we seal, and we open what Scapy seals: every key size, both inner families, every
+small size and some large ones. tshark has a third opinion on what we seal.
+
+    Scapy ─── eth0 of gateway A ═════════ eth0 │ gateway B: espalierd, vti01 │ eth1 ─── PC-B
+"""
+
+import random
+import struct
+import subprocess
+
+from scapy.layers.inet import IP, UDP as ScapyUdp
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
+
+from peer import IPV4, IPV6, Bench, sites
+from lab import traffic
+from lab.wire import UDP
+
+OVERHEAD = {"v4": 28, "v6": 48}
+
+
+def inner_packet(family, source, destination, data, sport=5000, dport=5001, ttl=64):
+    ip = (
+        IP(src=source, dst=destination, ttl=ttl)
+        if family == "v4"
+        else IPv6(src=source, dst=destination, hlim=ttl)
+    )
+    return bytes(ip / ScapyUdp(sport=sport, dport=dport) / Raw(data))
+
+
+def check_checksums(family, inner):
+    """Scapy computes the same checksums and lengths."""
+    parsed = (IP if family == "v4" else IPv6)(inner)
+    del parsed[ScapyUdp].chksum
+    if family == "v4":
+        del parsed.chksum
+    assert bytes(parsed) == inner, f"checksums differ: {inner.hex()}"
+
+
+def we_open(bench, family, data):
+    inner = inner_packet(family, sites.PC_A[family], sites.PC_B[family], data)
+    bench.send(bench.peer.seal(inner))
+    bench.arrives(inner)
+
+
+def we_seal(bench, family, pair, data, last):
+    pair.here.sendto(data, (sites.PC_A[family], 5001))
+    (packet,) = bench.wire.wait_esp()
+    inner, next_header = bench.peer.open(packet.esp)
+    assert next_header == (IPV4 if family == "v4" else IPV6), next_header
+    assert inner.endswith(data) and len(inner) == len(data) + OVERHEAD[family]
+    check_checksums(family, inner)
+    # RFC 4303 §2.4: the end of the padding is on a 4-byte boundary; RFC 4106 §4: so is the text.
+    assert len(packet.esp) % 4 == 0
+    assert last is None or packet.seq == last.seq + 1, (packet.seq, last.seq)
+    assert last is None or packet.iv != last.iv, "the IV was used twice"
+    check_outer(bench, packet)
+    return packet
+
+
+def check_outer(bench, packet):
+    """Addresses, and with UDP the ports, the length and the checksum."""
+    ip = (IP if packet.version == 4 else IPv6)(packet.ip)
+    assert (ip.src, ip.dst) == (bench.right, bench.left)
+    if bench.protocol == UDP:
+        udp = ip[ScapyUdp]
+        assert (udp.sport, udp.dport) == (4500, 4500)
+
+
+def tshark_agrees(bench, packets, keymat, sent):
+    """tshark finds every ICV good, and inside the packets what was sent."""
+    name = bench.path("sealed.pcap")
+    with open(name, "wb") as file:
+        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 17, 101))
+        for packet in packets:
+            file.write(struct.pack("=IIII", 0, 0, len(packet.ip), len(packet.ip)) + packet.ip)
+    family = "IPv4" if packets[0].version == 4 else "IPv6"
+    association = ",".join(
+        f'"{word}"'
+        for word in (
+            family, "*", "*", f"{packets[0].spi:#010x}", "AES-GCM with 16 octet ICV [RFC4106]",
+            f"0x{keymat.hex()}", "NULL", "",
+        )
+    )
+    words = ["tshark", "-r", name, "-T", "fields", "-e", "esp.icv_good", "-e", "udp.payload"]
+    for option in (
+        "esp.enable_encryption_decode:TRUE",
+        "esp.enable_authentication_check:TRUE",
+        f"uat:esp_sa:{association}",
+    ):
+        words += ["-o", option]
+    output = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    ).stdout
+    seen = [line.split("\t") for line in output.splitlines()]
+    assert len(seen) == len(packets), output
+    for (good, payload), data in zip(seen, sent):
+        assert good == "1", f"tshark says the ICV is wrong: {output}"
+        assert payload.split(",")[-1] == data.hex(), (payload, data.hex())
+
+
+def exchange(options, suite, esn):
+    options.esp = suite
+    pick = random.Random(4106)
+    with Bench(options, esn=esn) as bench:
+        mtu = bench.gw_b.mtu("vti01")
+        packets, sent = [], []
+        for family in ("v4", "v6"):
+            largest = mtu - OVERHEAD[family]
+            sizes = [*range(0, 70), *pick.sample(range(70, largest), 20), largest - 1, largest]
+            with traffic.UdpPair(
+                bench.pc_b, bench.pc_a, sites.PC_B[family], sites.PC_A[family]
+            ) as pair:
+                for size in sizes:
+                    data = pick.randbytes(size)
+                    we_open(bench, family, data)
+                    last = packets[-1] if packets else None
+                    packets.append(we_seal(bench, family, pair, data, last))
+                    sent.append(data)
+        assert len({p.iv for p in packets}) == len(packets), "an IV was used twice"
+        lost = {name: n for name, n in bench.b.drops().items() if n}
+        assert not lost, lost
+        if esn == "no":  # tshark 4.0 has no 64-bit numbers for an AEAD
+            filled = [(p, d) for p, d in zip(packets, sent) if d]
+            tshark_agrees(bench, [p for p, _ in filled], bench.keys.keymat_out, [d for _, d in filled])
+        print(f"ok: {suite}, esn={esn}: {len(packets)} packets each way")
+
+
+def main():
+    options = sites.arguments(__doc__)
+    for suite in ("aes_gcm128", "aes_gcm192", "aes_gcm256"):
+        for esn in ("yes", "no"):
+            exchange(options, suite, esn)
+
+
+if __name__ == "__main__":
+    main()
