@@ -1,13 +1,16 @@
 // Inbound: the packets of a turn become as few TUN writes as their flows allow (TCP over IPv4 and
 // IPv6; UDP where the device takes USO). Nothing is copied: a super-packet is a list of pieces.
 //
-// Rules (as Linux GRO): only complete, unfragmented packets with correct inner checksums, the same
-// addresses, ports, TOS/class, TTL/hop limit, flow label, DF and TCP options; consecutive
-// TCP sequence numbers, the same ACK and window, no flags but ACK and PSH; equal sizes, the last
-// maybe shorter. PSH ends a super-packet, and is kept. A flow's order is never changed: a packet
-// that cannot be appended closes its flow's super-packet and follows it. IPv4 IDs must be
-// consecutive or, with DF, all equal. A packet with a wrong checksum is passed on alone,
-// unrepaired, for the kernel to count and drop.
+// Rules (as Linux GRO): only complete, unfragmented packets with correct inner checksums, without
+// IPv4 options or IPv6 extension headers, the same addresses, ports, TOS/class, TTL/hop limit, flow
+// label, DF and TCP options; consecutive TCP sequence numbers, the same ACK, window and ECE, no
+// flags but these, PSH, and CWR on the first; UDP checksums in use; equal sizes, the last maybe
+// shorter. PSH ends a super-packet, and is kept. A flow's order is never changed: a packet that
+// cannot be appended closes its flow's super-packet and follows it; one whose flow cannot be seen
+// (a fragment, another protocol) closes all between its two addresses. IPv4 IDs must be consecutive
+// or, with DF, all equal. A packet with a wrong checksum is passed on alone, unrepaired, for the
+// kernel to count and drop. Checksums are looked at only when there is something to coalesce with:
+// a packet that stays alone goes to the kernel as it came, with a VnetHdr of zeros.
 #pragma once
 
 #include <sys/uio.h>
@@ -53,8 +56,8 @@ class Coalescer {
   void flush(TunSink& sink) noexcept;
 
  private:
-  struct Flow;
-  std::unique_ptr<Flow[]> flows_;  // kCoalesceFlows of them, with their iovecs: allocated once
+  struct State;
+  std::unique_ptr<State> state_;  // kCoalesceFlows flows with their iovecs, allocated once
 };
 
 }  // namespace espalier::dataplane

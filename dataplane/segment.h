@@ -16,19 +16,26 @@ struct SegmentPlan {
   Kind kind;
   bool ipv6;
   bool cwr_first_only;
+  bool udp;                  // a checksum of zero is sent as 0xffff (RFC 768)
   std::uint16_t count;       // segments, at least 1
   std::uint16_t l4;          // bytes before the TCP or UDP header (IPv6 extension headers included)
   std::uint16_t headers;     // bytes repeated in front of every segment; 0 for `whole*`
   std::uint16_t segment;     // payload bytes of each segment but the last
   std::uint16_t csum_start;  // whole_csum
   std::uint16_t csum_offset;
+  std::uint16_t ip_id;       // IPv4: of the first segment
+  std::uint8_t tcp_flags;    // of the whole
+  std::uint32_t tcp_seq;     // of the first segment
   std::uint32_t length;      // of the whole packet, bytes
-  std::uint64_t pseudo_sum;  // unfolded sum of the parts that are equal in all segments
+  std::uint64_t pseudo_sum;  // unfolded sum of the parts that are equal in all segments: TCP or UDP
+  std::uint64_t ip_sum;      // the same of the IPv4 header
 };
 
 // False if the header contradicts the packet (too short, lengths outside it, not the protocol that
-// gso_type names, more than 65,535 segments): the packet is to be dropped.
-// `packet` starts with the IP header.
+// gso_type names, more than 65,535 segments), or the packet itself (its length by the IP header is
+// not its length): the packet is to be dropped. `packet` starts with the IP header.
+// With kVnetNeedsCsum the checksum field holds the sum of the pseudo-header, as VIRTIO 1.2 §5.1.6.2
+// has it: behind an IPv6 routing header only the sender knows the final destination.
 [[nodiscard]] bool plan_segments(const ifaces::VnetHdr& hdr, std::span<const std::uint8_t> packet,
                                  SegmentPlan& plan) noexcept;
 
