@@ -29,6 +29,15 @@ enum class Side : std::uint8_t { left, right };
 // The address of the other end; of no family for %any.
 [[nodiscard]] const ifaces::IpAddress& remote_address(const Conn& conn, Side own) noexcept;
 
+// The subnets that the conn routes through its device as seen from `own`; the peer itself if the
+// conn has no subnet for it.
+[[nodiscard]] std::vector<ifaces::Prefix> peer_subnets(const Conn& conn, Side own);
+// The one of them, if vti-routing is on, that would lead the tunnel's own packets into the tunnel:
+// it covers the peer.
+[[nodiscard]] std::optional<ifaces::Prefix> looping_route(const Conn& conn, Side own);
+// What is wrong with it, and what to write instead.
+[[nodiscard]] std::string loop_text(const Conn& conn, Side own, const ifaces::Prefix& route);
+
 // One conn, as one gateway sees it.
 struct Compiled {
   dataplane::DeviceSpec device;                 // equal for all conns that share the device

@@ -30,6 +30,8 @@ struct StaticKeys {
 // What a key file of these keys says, for keygen.
 [[nodiscard]] crypto::SecretBytes render_keys(const StaticKeys& keys, std::string_view comment);
 [[nodiscard]] std::string fingerprint_of(const StaticKeys& keys);
+// SHA-256 of a key and salt, in hex: to find equal ones without comparing each with each.
+[[nodiscard]] std::string key_digest(const crypto::SecretBytes& keymat);
 
 // Numbers are reserved on disk, fsynced, before they are used (RFC 4106 §3.1: an IV never twice
 // under one key). One daemon at a time: the file is locked while this lives.

@@ -1,0 +1,270 @@
+#include "tools/config_conn.h"
+
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+#include "tools/config_values.h"
+
+namespace espalier::tools {
+namespace {
+
+using Folder = std::filesystem::path;  // where relative paths start
+
+struct ConnOption {
+  std::string_view name;
+  std::string_view canonical;  // two spellings of one option are that option twice
+  std::string_view help;
+  void (*set)(Draft& draft, const std::string& value, const Folder& folder);
+};
+
+void set_left(Draft& d, const std::string& v, const Folder&) {
+  const End end = parse_end(v);
+  d.conn.left = end.address;
+  d.conn.left_is_default_route = end.default_route;
+}
+
+void set_right(Draft& d, const std::string& v, const Folder&) {
+  const End end = parse_end(v);
+  d.conn.right = end.address;
+  d.conn.right_is_default_route = end.default_route;
+}
+
+void set_leftsubnet(Draft& d, const std::string& v, const Folder&) {
+  d.conn.leftsubnet = parse_subnets(v);
+}
+
+void set_rightsubnet(Draft& d, const std::string& v, const Folder&) {
+  d.conn.rightsubnet = parse_subnets(v);
+}
+
+void set_mark(Draft& d, const std::string& v, const Folder&) {
+  d.conn.mark_in = d.conn.mark_out = parse_mark(v);
+}
+
+void set_mark_in(Draft& d, const std::string& v, const Folder&) {
+  d.conn.mark_in = parse_mark(v);
+}
+
+void set_mark_out(Draft& d, const std::string& v, const Folder&) {
+  d.conn.mark_out = parse_mark(v);
+}
+
+void set_esp(Draft& d, const std::string& v, const Folder&) {
+  d.conn.esp = parse_esp(v);
+}
+
+void set_replay_window(Draft& d, const std::string& v, const Folder&) {
+  // An SA without a window would accept every packet for ever (RFC 4303 §3.4.3 forbids it with
+  // ESN).
+  d.conn.replay_window = parse_number(v, 64, 65536);
+}
+
+void set_keys(Draft& d, const std::string& v, const Folder& folder) {
+  d.conn.keys = (folder / v).lexically_normal();
+}
+
+void set_auto(Draft& d, const std::string& v, const Folder&) {
+  // Static keys negotiate nothing, so a conn that is loaded is up: start and add are the same.
+  constexpr std::array<std::string_view, 5> kWords = {"start", "add", "route", "ondemand",
+                                                      "ignore"};
+  d.ignore = parse_word(v, kWords) == "ignore";
+}
+
+void set_type(Draft&, const std::string& v, const Folder&) {
+  constexpr std::array<std::string_view, 1> kWords = {"tunnel"};
+  static_cast<void>(parse_word(v, kWords));
+}
+
+constexpr std::array<ConnOption, 27> kConnOptions = {{
+    {"left", "left", "address of one gateway, %any or %defaultroute", set_left},
+    {"right", "right", "address of the other gateway, %any or %defaultroute", set_right},
+    {"leftsubnet", "leftsubnet", "prefixes behind left", set_leftsubnet},
+    {"leftsubnets", "leftsubnet", "the same", set_leftsubnet},
+    {"rightsubnet", "rightsubnet", "prefixes behind right", set_rightsubnet},
+    {"rightsubnets", "rightsubnet", "the same", set_rightsubnet},
+    {"mark", "mark", "VALUE[/MASK] of the device, both directions", set_mark},
+    {"mark-in", "mark-in", "VALUE[/MASK], inbound", set_mark_in},
+    {"markin", "mark-in", "the same", set_mark_in},
+    {"mark-out", "mark-out", "VALUE[/MASK], outbound", set_mark_out},
+    {"markout", "mark-out", "the same", set_mark_out},
+    {"vti-interface", "vti-interface", "name of the TUN device",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.vti_interface = parse_device_name(v);
+     }},
+    {"vti-routing", "vti-routing", "yes: make routes to the peer's subnets",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.vti_routing = parse_yes_no(v); }},
+    {"vti-shared", "vti-shared", "yes: other conns have the same device",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.vti_shared = parse_yes_no(v); }},
+    {"leftvti", "leftvti", "ADDRESS/LEN of the device at left",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.leftvti = parse_interface_addresses(v);
+     }},
+    {"rightvti", "rightvti", "ADDRESS/LEN of the device at right",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.rightvti = parse_interface_addresses(v);
+     }},
+    {"encapsulation", "encapsulation", "yes: UDP, no: raw ESP, auto: UDP",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.encapsulation = parse_encapsulation(v);
+     }},
+    {"left-port", "left-port", "UDP port of left",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.left_port = static_cast<std::uint16_t>(parse_number(v, 1, 65535));
+     }},
+    {"right-port", "right-port", "UDP port of right",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.right_port = static_cast<std::uint16_t>(parse_number(v, 1, 65535));
+     }},
+    {"esp", "esp", "suite", set_esp},
+    {"phase2alg", "esp", "the same", set_esp},
+    {"esn", "esn", "yes: 64-bit sequence numbers",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.esn = parse_yes_no(v); }},
+    {"replay-window", "replay-window", "packets", set_replay_window},
+    {"mtu", "mtu", "of the device",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.mtu = parse_number(v, 576, 65535);
+     }},
+    {"keys", "keys", "key file", set_keys},
+    {"auto", "auto", "start, add or ignore", set_auto},
+    {"type", "type", "tunnel", set_type},
+}};
+
+struct GlobalOption {
+  std::string_view name;
+  std::string_view help;
+  void (*set)(Globals& globals, const std::string& value);
+};
+
+void set_io(Globals& g, const std::string& v) {
+  constexpr std::array<std::string_view, 3> kWords = {"auto", "io_uring", "epoll"};
+  g.io = parse_word(v, kWords);
+}
+
+void set_crypto(Globals& g, const std::string& v) {
+  constexpr std::array<std::string_view, 4> kWords = {"auto", "ipsec-mb", "openssl", "sodium"};
+  g.crypto = parse_word(v, kWords);
+}
+
+void set_workers(Globals& g, const std::string& v) {
+  constexpr std::uint32_t kMost = 64;
+  g.workers = v == "auto" ? 0 : parse_number(v, 1, kMost);
+}
+
+void set_log(Globals& g, const std::string& v) {
+  constexpr std::array<std::string_view, 4> kWords = {"error", "warning", "info", "debug"};
+  g.log = parse_word(v, kWords);
+}
+
+void set_control(Globals& g, const std::string& v) {
+  if (!std::filesystem::path(v).is_absolute() || v.size() >= sizeof(sockaddr_un::sun_path))
+    throw std::invalid_argument(in_quotes(v) +
+                                " is no path for a socket; write an absolute path of "
+                                "at most " +
+                                std::to_string(sizeof(sockaddr_un::sun_path) - 1) + " bytes");
+  g.control = v;
+}
+
+void set_state_dir(Globals& g, const std::string& v) {
+  if (!std::filesystem::path(v).is_absolute())
+    throw std::invalid_argument(in_quotes(v) +
+                                " is no absolute path; write one that starts with /");
+  g.state_dir = std::filesystem::path(v).lexically_normal();
+}
+
+void set_keepalive(Globals& g, const std::string& v) {
+  g.keepalive_s = parse_number(v, 0, 3600);
+}
+
+constexpr std::array<GlobalOption, 7> kGlobalOptions = {{
+    {"io", "auto, io_uring or epoll", set_io},
+    {"crypto", "auto, ipsec-mb, openssl or sodium", set_crypto},
+    {"workers", "threads, or auto", set_workers},
+    {"log", "error, warning, info or debug", set_log},
+    {"control", "path of the control socket", set_control},
+    {"state-dir", "folder of the state files", set_state_dir},
+    {"keepalive", "seconds between NAT keepalives, 0: none", set_keepalive},
+}};
+
+template <std::size_t N, typename Option>
+std::array<OptionName, N> names_of(const std::array<Option, N>& options) {
+  std::array<OptionName, N> names;
+  std::transform(options.begin(), options.end(), names.begin(), [](const Option& o) {
+    return OptionName{o.name, o.help};
+  });
+  return names;
+}
+
+// Calls `set`, and puts the place and the option's name in front of what it refuses.
+template <typename Set>
+void set_or_refuse(const Setting& s, const std::filesystem::path& file, const Set& set) {
+  try {
+    set();
+  } catch (const std::invalid_argument& e) {
+    refuse(file, s.line, s.name + ": " + e.what());
+  }
+}
+
+template <typename Lines>
+void note_line(Lines& lines, std::string_view canonical, const Setting& s,
+               const std::filesystem::path& file) {
+  const auto [before, inserted] = lines.emplace(canonical, s.line);
+  if (!inserted)
+    refuse(file, s.line,
+           s.name + " is set a second time (first in line " + std::to_string(before->second) +
+               "); write it once");
+}
+
+}  // namespace
+
+std::span<const OptionName> global_options() {
+  static const auto names = names_of(kGlobalOptions);
+  return names;
+}
+
+std::span<const OptionName> conn_options() {
+  static const auto names = names_of(kConnOptions);
+  return names;
+}
+
+unsigned Draft::line_of(std::string_view option) const {
+  const auto found = lines.find(option);
+  return found == lines.end() ? line : found->second;
+}
+
+Globals read_globals(const Section& section, const std::filesystem::path& file) {
+  Globals globals;
+  std::map<std::string, unsigned, std::less<>> lines;
+  for (const Setting& s : section.settings) {
+    const auto* option = std::find_if(kGlobalOptions.begin(), kGlobalOptions.end(),
+                                      [&s](const GlobalOption& o) { return o.name == s.name; });
+    note_line(lines, option->name, s, file);
+    set_or_refuse(s, file, [&] { option->set(globals, s.value); });
+  }
+  return globals;
+}
+
+Draft read_conn(const Section& section, const std::filesystem::path& file, const Folder& folder) {
+  Draft draft;
+  draft.line = section.line;
+  draft.conn.name = section.name;
+  draft.conn.where = file.string() + ":" + std::to_string(section.line);
+  for (const Setting& s : section.settings) {
+    const auto* option = std::find_if(kConnOptions.begin(), kConnOptions.end(),
+                                      [&s](const ConnOption& o) { return o.name == s.name; });
+    note_line(draft.lines, option->canonical, s, file);
+    if (option->canonical == "mark-in" || option->canonical == "mark-out") {
+      if (draft.has("mark"))
+        refuse(file, s.line, s.name + " and mark in one conn; write mark-in and mark-out, or mark");
+    } else if (option->canonical == "mark" && (draft.has("mark-in") || draft.has("mark-out"))) {
+      refuse(file, s.line, "mark and mark-in or mark-out in one conn; write mark, or both of them");
+    }
+    set_or_refuse(s, file, [&] { option->set(draft, s.value, folder); });
+  }
+  check_conn(draft, file);
+  return draft;
+}
+
+}  // namespace espalier::tools

@@ -1,0 +1,16 @@
+// What to write instead of the words of libreswan and strongSwan that mean nothing here.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace espalier::tools {
+
+// For an option that Espalier does not have. Empty: nothing is known about it.
+[[nodiscard]] std::optional<std::string> hint_for_option(std::string_view name);
+
+// For a line without '=': `conn NAME`, `config setup`, `include FILE`.
+[[nodiscard]] std::optional<std::string> hint_for_line(std::string_view line);
+
+}  // namespace espalier::tools
