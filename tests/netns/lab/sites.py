@@ -37,6 +37,7 @@ def arguments(description, **extra):
     parser.add_argument("--outer", choices=("v4", "v6"), default="v4")
     parser.add_argument("--io", default="auto")
     parser.add_argument("--crypto", default="auto")
+    parser.add_argument("--workers", default="1")
     parser.add_argument("--esp", default="aes_gcm256")
     for name, default in extra.items():
         parser.add_argument(f"--{name}", default=default, type=type(default))
@@ -144,7 +145,7 @@ class Sites:
             self.options.programs,
             namespace,
             config,
-            ["--io", self.options.io, "--crypto", self.options.crypto],
+            [f"--{name}={getattr(self.options, name)}" for name in ("io", "crypto", "workers")],
         )
         self.daemons.append(made)
         return made
