@@ -1,0 +1,312 @@
+#include "tools/daemon.h"
+
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace espalier::tools {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// IKE daemons count their reqids from 1 or from 16384; ours stay out of their way.
+constexpr std::uint32_t kFirstReqid = 0x40000000;
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
+
+// Which backend seals each suite: "ipsec-mb (VAES + AVX-512)" if it is one for all.
+std::string crypto_summary(const crypto::Registry& registry) {
+  std::vector<std::pair<std::string, std::string>> used;  // backend, suites
+  for (const crypto::SuiteInfo& suite : crypto::suites()) {
+    const crypto::Backend* backend = registry.backend(suite.suite);
+    if (backend == nullptr) continue;
+    const auto known = std::find_if(used.begin(), used.end(),
+                                    [&](const auto& u) { return u.first == backend->name(); });
+    if (known == used.end())
+      used.emplace_back(backend->name(), suite.name);
+    else
+      known->second.append(" ").append(suite.name);
+  }
+  std::string out;
+  for (const auto& [name, suites] : used) {
+    out.append(out.empty() ? "" : ", ").append(name);
+    for (const crypto::BackendReport& report : registry.reports())
+      if (report.name == name) out += " (" + report.detail + ")";
+    if (used.size() > 1) out += " for " + suites;
+  }
+  return out;
+}
+
+}  // namespace
+
+ifaces::UniqueFd block_signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&set, number);
+  if (const int error = ::pthread_sigmask(SIG_BLOCK, &set, nullptr); error != 0) {
+    errno = error;
+    fail("pthread_sigmask");
+  }
+  ifaces::UniqueFd fd(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+  if (!fd) fail("signalfd");
+  return fd;
+}
+
+Daemon::Daemon(DaemonOptions options, Log& log)
+    : options_(std::move(options)),
+      log_(log),
+      config_(load()),
+      started_(Clock::now()),
+      next_reqid_(kFirstReqid) {
+  const Globals& globals = config_.globals;
+  crypto::initialise();
+  registry_.emplace(globals.crypto);
+  control_.emplace(globals.control);  // early: a second daemon ends here, before it touches more
+  control_->on("status", [this](const nlohmann::json&) {
+    return status_json(status(), std::chrono::steady_clock::now());
+  });
+  Prepared prepared = prepare_all(config_);
+
+  dataplane::Dataplane::Options plane;
+  plane.io = globals.io;
+  plane.workers =
+      globals.workers != 0 ? globals.workers : std::max(1U, std::thread::hardware_concurrency());
+  dataplane_.emplace(*registry_, plane);
+  devices_.emplace(*dataplane_, netlink_, log_);
+  site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
+  log_start();
+  for (const Conn& conn : config_.conns) {
+    Slot& slot = conns_.at(conn.name);
+    slot.running = std::make_unique<RunningConn>(*site_, std::move(prepared.at(conn.name)));
+    log_up(*slot.running);
+  }
+  look_at_ = keepalive_at_ = Clock::now();
+}
+
+Daemon::~Daemon() = default;
+
+Config Daemon::load() const {
+  Config config = load_config(options_.config);
+  Globals& globals = config.globals;
+  if (options_.io) globals.io = *options_.io;
+  if (options_.crypto) globals.crypto = *options_.crypto;
+  if (options_.log) globals.log = *options_.log;
+  if (options_.workers) globals.workers = *options_.workers;
+  if (options_.control) globals.control = *options_.control;
+  log_.set_level(parse_log_level(globals.log).value_or(LogLevel::info));
+  return config;
+}
+
+void Daemon::log_start() const {
+  const unsigned workers = dataplane_->workers();
+  log_.info(std::string("espalierd ") + ESPALIER_VERSION + ": crypto " +
+            crypto_summary(*registry_) + "; engine " + dataplane_->engine() + "; " +
+            std::to_string(workers) + (workers == 1 ? " worker" : " workers"));
+}
+
+void Daemon::log_up(const RunningConn& conn) const {
+  log_.info("conn " + conn.identity().conn.name + " up: " + conn.summary());
+}
+
+Daemon::Prepared Daemon::prepare_all(const Config& config) {
+  Prepared out;
+  for (const Conn& conn : config.conns) {
+    Slot& slot = conns_[conn.name];
+    if (slot.reqid == 0) slot.reqid = next_reqid_++;
+    out.emplace(conn.name, prepare(conn, config.globals, netlink_, slot.reqid));
+  }
+  return out;
+}
+
+DaemonStatus Daemon::status() const {
+  DaemonStatus out;
+  out.config = options_.config.string();
+  out.engine = dataplane_->engine();
+  out.workers = dataplane_->workers();
+  out.crypto = registry_->reports();
+  out.started = started_;
+  for (const Conn& conn : config_.conns) {
+    const Slot& slot = conns_.at(conn.name);
+    if (slot.running) {
+      out.conns.push_back(slot.running->status());
+      continue;
+    }
+    ConnStatus failed = describe(conn);
+    failed.error = slot.error;
+    failed.since = slot.failed_at;
+    out.conns.push_back(std::move(failed));
+  }
+  out.devices = dataplane_->devices();
+  out.sas = dataplane_->sas();
+  out.drops = dataplane_->drops();
+  return out;
+}
+
+// ------------------------------------------------------------------------------------- reload
+
+void Daemon::reload() noexcept {
+  try {
+    Config next = load();
+    Prepared prepared = prepare_all(next);
+    take_over(std::move(next), std::move(prepared));
+  } catch (const std::exception& e) {
+    log_.error(std::string("not reloaded, everything runs on as before: ") + e.what());
+  }
+  std::erase_if(conns_, [this](const auto& entry) {
+    return std::none_of(config_.conns.begin(), config_.conns.end(),
+                        [&](const Conn& conn) { return conn.name == entry.first; });
+  });
+}
+
+void Daemon::take_over(Config next, Prepared prepared) {
+  note_fixed(next.globals);
+  std::map<std::string, DeviceLease> holds;
+  std::map<std::string, Conn> before;
+  std::size_t untouched = 0;
+  stop_removed(prepared);
+  // All that go, before the first that comes: they may trade devices, SPIs and routes.
+  for (auto entry = prepared.begin(); entry != prepared.end();) {
+    const auto& [name, conn] = *entry;
+    std::unique_ptr<RunningConn>& running = conns_.at(name).running;
+    if (running && running->identity() == conn.identity) {
+      ++untouched;
+      entry = prepared.erase(entry);
+      continue;
+    }
+    if (running) {
+      if (same_device(running->device_spec(), conn.compiled.device))
+        holds[name] = running->device().share();
+      before[name] = running->identity().conn;
+      running.reset();
+    }
+    ++entry;
+  }
+  config_ = std::move(next);
+  for (const Conn& conn : config_.conns) {
+    const auto found = prepared.find(conn.name);
+    if (found == prepared.end()) continue;
+    const auto old = before.find(conn.name);
+    start(std::move(found->second), conns_.at(conn.name), std::move(holds[conn.name]),
+          old == before.end() ? nullptr : &old->second);
+  }
+  log_.info("reloaded " + options_.config.string() + ": " + std::to_string(untouched) +
+            " conns untouched, " + std::to_string(prepared.size()) + " new or changed");
+}
+
+void Daemon::stop_removed(const Prepared& prepared) {
+  for (auto& [name, slot] : conns_) {
+    if (prepared.contains(name) || !slot.running) continue;
+    slot.running.reset();
+    log_.info("conn " + name + " down: no longer in the configuration");
+  }
+}
+
+void Daemon::start(PreparedConn next, Slot& slot, DeviceLease hold, const Conn* before) {
+  const std::string name = next.identity.conn.name;
+  try {
+    slot.running = std::make_unique<RunningConn>(*site_, std::move(next));
+  } catch (const std::exception& e) {
+    slot.error = e.what();
+    slot.failed_at = Clock::now();
+    log_.error("conn " + name + ": " + slot.error);
+  }
+  if (!slot.running && before != nullptr) {
+    try {
+      slot.running = std::make_unique<RunningConn>(
+          *site_, prepare(*before, config_.globals, netlink_, slot.reqid));
+      log_.warning("conn " + name + ": runs on as it was before the change");
+    } catch (const std::exception& e) {
+      log_.error("conn " + name + ": not as before, either: " + e.what());
+    }
+  }
+  hold.release();
+  if (slot.running) log_up(*slot.running);
+}
+
+void Daemon::note_fixed(const Globals& next) const {
+  const Globals& now = config_.globals;
+  const auto note = [this](const char* option, bool changed) {
+    if (changed) log_.warning(std::string(option) + " has changed: taken at the next start");
+  };
+  note("io", next.io != now.io);
+  note("crypto", next.crypto != now.crypto);
+  note("workers", next.workers != now.workers);
+  note("control", next.control != now.control);
+}
+
+// --------------------------------------------------------------------------------------- loop
+
+void Daemon::run(const ifaces::UniqueFd& signals) {
+  const ifaces::UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll) fail("epoll_create1");
+  for (const int fd : {signals.get(), control_->fd()}) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = fd;
+    if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) fail("epoll_ctl");
+  }
+  for (;;) {
+    const auto wait = std::chrono::ceil<milliseconds>(turn(Clock::now()) - Clock::now());
+    std::array<epoll_event, 2> events{};
+    const int count = ::epoll_wait(epoll.get(), events.data(), static_cast<int>(events.size()),
+                                   static_cast<int>(std::max<std::int64_t>(wait.count(), 0)));
+    if (count < 0 && errno != EINTR) fail("epoll_wait");
+    for (int i = 0; i < count; ++i) {
+      if (events[static_cast<std::size_t>(i)].data.fd == control_->fd())
+        control_->serve();
+      else if (!follow_signals(signals))
+        return;
+    }
+  }
+}
+
+bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
+  signalfd_siginfo info{};
+  while (::read(signals.get(), &info, sizeof info) == ssize_t{sizeof info}) {
+    if (info.ssi_signo != SIGHUP) {
+      log_.info(info.ssi_signo == SIGINT ? "stopping on SIGINT" : "stopping on SIGTERM");
+      return false;
+    }
+    reload();
+  }
+  return true;
+}
+
+Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
+  if (now >= look_at_) {
+    bool busy = false;
+    for (auto& [name, slot] : conns_) {
+      if (!slot.running) continue;
+      slot.running->look(now);
+      busy = busy || slot.running->busy();
+    }
+    look_at_ = now + (busy ? kBusyLook : kIdleLook);
+  }
+  Clock::time_point next = look_at_;
+  if (const seconds idle(config_.globals.keepalive_s); idle > seconds(0)) {
+    if (now >= keepalive_at_) {
+      dataplane_->send_keepalives(idle);
+      keepalive_at_ = now + std::max(seconds(1), idle / 10);
+    }
+    next = std::min(next, keepalive_at_);
+  }
+  if (const auto deadline = control_->deadline()) {
+    if (now >= *deadline) control_->serve();
+    next = std::min(next, control_->deadline().value_or(next));
+  }
+  return next;
+}
+
+}  // namespace espalier::tools

@@ -1,0 +1,100 @@
+// The daemon: brings the conns of a configuration file up, keeps their sequence numbers ahead of
+// the traffic, answers on the control socket, follows SIGHUP, and takes everything down again.
+//
+// Thread safety: one thread, the main one, which must have blocked the signals (block_signals())
+// before it made this, so that the workers leave them alone.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "crypto/registry.h"
+#include "dataplane/dataplane.h"
+#include "ifaces/netlink.h"
+#include "ifaces/unique_fd.h"
+#include "tools/config.h"
+#include "tools/control_server.h"
+#include "tools/device_pool.h"
+#include "tools/log.h"
+#include "tools/running_conn.h"
+
+namespace espalier::tools {
+
+// What the command line says; what it leaves open the file decides.
+struct DaemonOptions {
+  std::filesystem::path config;
+  std::optional<std::string> io, crypto, log;
+  std::optional<unsigned> workers;  // 0: auto
+  std::optional<std::filesystem::path> control;
+};
+
+// SIGTERM, SIGINT and SIGHUP as a descriptor. Throws std::system_error.
+[[nodiscard]] ifaces::UniqueFd block_signals();
+
+class Daemon {
+ public:
+  // Brings everything up. Throws std::exception with one line that says what to do; then nothing is
+  // left behind.
+  Daemon(DaemonOptions options, Log& log);
+  ~Daemon();  // takes everything down
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
+
+  // Until SIGTERM or SIGINT arrives on `signals`.
+  void run(const ifaces::UniqueFd& signals);
+
+  // Makes what runs what the file says now: conns that are the same are not touched. A file that
+  // cannot be used changes nothing.
+  void reload() noexcept;
+
+  [[nodiscard]] DaemonStatus status() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  // A conn of the file: up, or the reason why not.
+  struct Slot {
+    std::uint32_t reqid = 0;
+    std::unique_ptr<RunningConn> running;
+    std::string error;
+    Clock::time_point failed_at;
+  };
+  using Prepared = std::map<std::string, PreparedConn>;
+
+  [[nodiscard]] Config load() const;
+  void log_start() const;
+  // All conns of `config`, none of them touched yet. Throws like prepare().
+  [[nodiscard]] Prepared prepare_all(const Config& config);
+  void take_over(Config next, Prepared prepared);
+  void stop_removed(const Prepared& prepared);
+  // Brings up what replaces `before` (null: nothing), or `before` again if that fails. `hold`
+  // keeps the device and its routes there meanwhile.
+  void start(PreparedConn next, Slot& slot, DeviceLease hold, const Conn* before);
+  void note_fixed(const Globals& next) const;
+  void log_up(const RunningConn& conn) const;
+
+  // False: it is time to stop.
+  [[nodiscard]] bool follow_signals(const ifaces::UniqueFd& signals);
+  // Does what is due; returns when there is something to do again.
+  Clock::time_point turn(Clock::time_point now);
+
+  DaemonOptions options_;
+  Log& log_;
+  Config config_;
+  Clock::time_point started_;
+  std::optional<crypto::Registry> registry_;
+  std::optional<ControlServer> control_;
+  ifaces::Netlink netlink_;
+  std::optional<dataplane::Dataplane> dataplane_;
+  std::optional<DevicePool> devices_;
+  std::optional<Site> site_;
+  std::map<std::string, Slot> conns_;  // by name; those of config_
+  std::uint32_t next_reqid_;
+  Clock::time_point look_at_, keepalive_at_;
+};
+
+}  // namespace espalier::tools

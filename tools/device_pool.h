@@ -1,0 +1,85 @@
+// The TUN devices of the conns: several may share one, the last to leave takes it down.
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "dataplane/dataplane.h"
+#include "ifaces/netlink.h"
+#include "tools/log.h"
+
+namespace espalier::tools {
+
+class DevicePool;
+
+// Would two conns with these have one device in common?
+[[nodiscard]] bool same_device(const dataplane::DeviceSpec& a, const dataplane::DeviceSpec& b);
+
+// A conn's share of a device: while it lives, the device, these addresses and these routes are
+// there. Must not outlive the pool.
+class DeviceLease {
+ public:
+  DeviceLease() = default;
+  DeviceLease(DeviceLease&& other) noexcept { *this = std::move(other); }
+  DeviceLease& operator=(DeviceLease&& other) noexcept;
+  ~DeviceLease() { release(); }
+
+  // Throws std::system_error; what was added before stays.
+  void add_routes(const std::vector<ifaces::Prefix>& routes);
+  void release() noexcept;
+  // Another lease of the same: what replaces a conn comes up while the routes still lead into the
+  // device, so that nothing leaves in the clear meanwhile.
+  [[nodiscard]] DeviceLease share() const;
+
+  // The device's, which is the smallest of those that its conns can carry.
+  [[nodiscard]] unsigned mtu() const;
+
+ private:
+  friend class DevicePool;
+  DevicePool* pool_ = nullptr;
+  std::string device_;
+  unsigned mtu_ = 0;
+  std::vector<ifaces::Prefix> addresses_, routes_;
+};
+
+class DevicePool {
+ public:
+  DevicePool(dataplane::Dataplane& dataplane, ifaces::Netlink& netlink, const Log& log)
+      : dataplane_(dataplane), netlink_(netlink), log_(log) {}
+
+  // The device as libreswan's updown script makes a VTI: created, kernel's checks that a tunnel
+  // cannot pass switched off, addressed, MTU set, up, multicast on. Throws std::invalid_argument
+  // if it is there with other keys or end points, std::system_error if the kernel refuses; then
+  // nothing has changed.
+  [[nodiscard]] DeviceLease lease(const dataplane::DeviceSpec& spec, unsigned mtu,
+                                  const std::vector<ifaces::Prefix>& addresses);
+
+ private:
+  friend class DeviceLease;
+  struct Device {
+    dataplane::DeviceSpec spec;
+    dataplane::DeviceId id{};
+    unsigned users = 0;
+    std::multiset<unsigned> mtus;
+    std::map<ifaces::Prefix, unsigned> addresses, routes;  // and how many conns want it
+  };
+
+  Device& create(const dataplane::DeviceSpec& spec);
+  void relax(const std::string& device);
+  void leave(DeviceLease& lease) noexcept;
+  void remove(const std::string& name) noexcept;
+  // Runs `undo`; what fails while taking down is told, and does not stop the rest.
+  template <typename Undo>
+  void attempt(Undo undo) noexcept;
+
+  dataplane::Dataplane& dataplane_;
+  ifaces::Netlink& netlink_;
+  const Log& log_;
+  std::map<std::string, Device> devices_;
+};
+
+}  // namespace espalier::tools
