@@ -10,6 +10,7 @@
 namespace espalier::ifaces {
 
 std::optional<IpAddress> IpAddress::parse(std::string_view text) {
+  if (text.find('\0') != std::string_view::npos) return std::nullopt;  // inet_pton would stop there
   const std::string copy(text);
   IpAddress a;
   if (inet_pton(AF_INET, copy.c_str(), a.bytes.data()) == 1) {
