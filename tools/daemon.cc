@@ -22,6 +22,9 @@ using std::chrono::seconds;
 // IKE daemons count their reqids from 1 or from 16384; ours stay out of their way.
 constexpr std::uint32_t kFirstReqid = 0x40000000;
 
+constexpr seconds kPatience{2};
+constexpr milliseconds kRetry{10};
+
 [[noreturn]] void fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
 }
@@ -89,7 +92,7 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   log_start();
   for (const Conn& conn : config_.conns) {
     Slot& slot = conns_.at(conn.name);
-    slot.running = std::make_unique<RunningConn>(*site_, std::move(prepared.at(conn.name)));
+    slot.running = make(conn, globals, std::move(prepared.at(conn.name)), started_ + kPatience);
     log_up(*slot.running);
   }
   look_at_ = keepalive_at_ = Clock::now();
@@ -194,15 +197,16 @@ void Daemon::take_over(Config next, Prepared prepared) {
     ++entry;
   }
   config_ = std::move(next);
+  const Clock::time_point until = Clock::now() + kPatience;
   for (const Conn& conn : config_.conns) {
     const auto found = prepared.find(conn.name);
     if (found == prepared.end()) continue;
     const auto old = before.find(conn.name);
-    start(std::move(found->second), conns_.at(conn.name), std::move(holds[conn.name]),
-          old == before.end() ? nullptr : &old->second);
+    start(conn, std::move(found->second), std::move(holds[conn.name]),
+          old == before.end() ? nullptr : &old->second, until);
   }
   log_.info("reloaded " + options_.config.string() + ": " + std::to_string(untouched) +
-            " conns untouched, " + std::to_string(prepared.size()) + " new or changed");
+            " unchanged, " + std::to_string(prepared.size()) + " new or changed");
 }
 
 void Daemon::stop_removed(const Prepared& prepared) {
@@ -213,22 +217,39 @@ void Daemon::stop_removed(const Prepared& prepared) {
   }
 }
 
-void Daemon::start(PreparedConn next, Slot& slot, DeviceLease hold, const Conn* before) {
-  const std::string name = next.identity.conn.name;
+std::unique_ptr<RunningConn> Daemon::make(const Conn& conn, const Globals& globals,
+                                          PreparedConn prepared, Clock::time_point until) {
+  const std::uint32_t reqid = prepared.compiled.sa_out.reqid;
+  for (;;) {
+    try {
+      return std::make_unique<RunningConn>(*site_, std::move(prepared));
+    } catch (const std::system_error& e) {
+      const bool busy =
+          e.code() == std::errc::device_or_resource_busy || e.code() == std::errc::address_in_use;
+      if (!busy || Clock::now() >= until) throw;
+    }
+    std::this_thread::sleep_for(kRetry);
+    prepared = prepare(conn, globals, netlink_, reqid);
+  }
+}
+
+void Daemon::start(const Conn& conn, PreparedConn prepared, DeviceLease hold, const Conn* before,
+                   Clock::time_point until) {
+  Slot& slot = conns_.at(conn.name);
   try {
-    slot.running = std::make_unique<RunningConn>(*site_, std::move(next));
+    slot.running = make(conn, config_.globals, std::move(prepared), until);
   } catch (const std::exception& e) {
     slot.error = e.what();
     slot.failed_at = Clock::now();
-    log_.error("conn " + name + ": " + slot.error);
+    log_.error("conn " + conn.name + ": " + slot.error);
   }
   if (!slot.running && before != nullptr) {
     try {
-      slot.running = std::make_unique<RunningConn>(
-          *site_, prepare(*before, config_.globals, netlink_, slot.reqid));
-      log_.warning("conn " + name + ": runs on as it was before the change");
+      slot.running = make(*before, config_.globals,
+                          prepare(*before, config_.globals, netlink_, slot.reqid), until);
+      log_.warning("conn " + conn.name + ": runs on as it was before the change");
     } catch (const std::exception& e) {
-      log_.error("conn " + name + ": not as before, either: " + e.what());
+      log_.error("conn " + conn.name + ": not as before, either: " + e.what());
     }
   }
   hold.release();

@@ -69,11 +69,16 @@ class Daemon {
   void log_start() const;
   // All conns of `config`, none of them touched yet. Throws like prepare().
   [[nodiscard]] Prepared prepare_all(const Config& config);
+  // Brings `conn` up. What a killed daemon held (devices, ports) the kernel takes back a moment
+  // after its end: waits for that, at most until `until`.
+  [[nodiscard]] std::unique_ptr<RunningConn> make(const Conn& conn, const Globals& globals,
+                                                  PreparedConn prepared, Clock::time_point until);
   void take_over(Config next, Prepared prepared);
   void stop_removed(const Prepared& prepared);
   // Brings up what replaces `before` (null: nothing), or `before` again if that fails. `hold`
   // keeps the device and its routes there meanwhile.
-  void start(PreparedConn next, Slot& slot, DeviceLease hold, const Conn* before);
+  void start(const Conn& conn, PreparedConn prepared, DeviceLease hold, const Conn* before,
+             Clock::time_point until);
   void note_fixed(const Globals& next) const;
   void log_up(const RunningConn& conn) const;
 

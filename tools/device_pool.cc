@@ -19,6 +19,34 @@ int rp_filter_value() {
   return all == 1 ? 2 : 0;
 }
 
+// Best effort, as in a container whose /proc/sys is read-only.
+void set_ipv6(const std::string& device, const char* name, int value) {
+  std::ofstream file("/proc/sys/net/ipv6/conf/" + device + "/" + name);
+  file << value;
+}
+
+// Before the device is up or has an address. `before`: what it was prepared for.
+void prepare_ipv6(const std::string& device, Ipv6Use use, Ipv6Use before) {
+  constexpr int kNoLinkLocal = 1, kRandomLinkLocal = 3;  // IN6_ADDR_GEN_MODE_*
+  switch (use) {
+    case Ipv6Use::none:
+      set_ipv6(device, "disable_ipv6", 1);
+      return;
+    case Ipv6Use::unicast:
+      set_ipv6(device, "addr_gen_mode", kNoLinkLocal);
+      // A router would join ff02::2, and report that. Whether packets are forwarded is decided by
+      // conf/all alone (ip-sysctl).
+      set_ipv6(device, "forwarding", 0);
+      break;
+    case Ipv6Use::multicast:
+      if (before == Ipv6Use::multicast) return;  // a fresh device is as the kernel makes it
+      set_ipv6(device, "addr_gen_mode", kRandomLinkLocal);
+      set_ipv6(device, "forwarding", 1);
+      break;
+  }
+  set_ipv6(device, "disable_ipv6", 0);
+}
+
 }  // namespace
 
 bool same_device(const dataplane::DeviceSpec& a, const dataplane::DeviceSpec& b) {
@@ -74,13 +102,14 @@ unsigned DeviceLease::mtu() const {
 }
 
 DeviceLease DevicePool::lease(const dataplane::DeviceSpec& spec, unsigned mtu,
-                              const std::vector<ifaces::Prefix>& addresses) {
+                              const std::vector<ifaces::Prefix>& addresses, Ipv6Use ipv6) {
   auto found = devices_.find(spec.name);
   if (found != devices_.end() && !same_device(found->second.spec, spec))
     throw std::invalid_argument("device " + spec.name +
                                 ": already there with other keys or end points; give the conns "
                                 "that share it the same mark, left and right, or vti-shared=yes");
-  Device& device = found != devices_.end() ? found->second : create(spec);
+  Device& device = found != devices_.end() ? found->second : create(spec, ipv6);
+  if (ipv6 > device.ipv6) prepare_ipv6(spec.name, ipv6, std::exchange(device.ipv6, ipv6));
 
   DeviceLease out;  // from here on its destructor takes back what was done
   out.pool_ = this;
@@ -98,11 +127,13 @@ DeviceLease DevicePool::lease(const dataplane::DeviceSpec& spec, unsigned mtu,
   return out;
 }
 
-DevicePool::Device& DevicePool::create(const dataplane::DeviceSpec& spec) {
+DevicePool::Device& DevicePool::create(const dataplane::DeviceSpec& spec, Ipv6Use ipv6) {
   Device device;
   device.spec = spec;
   device.id = dataplane_.add_device(spec);
+  device.ipv6 = ipv6;
   relax(spec.name);
+  prepare_ipv6(spec.name, ipv6, ipv6);
   return devices_.insert_or_assign(spec.name, std::move(device)).first->second;
 }
 

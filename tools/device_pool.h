@@ -3,6 +3,7 @@
 // Thread safety: the control thread.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <set>
 #include <string>
@@ -15,6 +16,15 @@
 namespace espalier::tools {
 
 class DevicePool;
+
+// What the conns of a device carry of IPv6. A device that carries none of it, or not the kernel's
+// own chatter (RFC 3810 reports, RFC 4861 solicitations), must not make it: with no policy for it,
+// it would only be dropped and counted. A kernel VTI for IPv4 is as silent.
+enum class Ipv6Use : std::uint8_t {
+  none,
+  unicast,
+  multicast  // link-local multicast too, as routing daemons need it
+};
 
 // Would two conns with these have one device in common?
 [[nodiscard]] bool same_device(const dataplane::DeviceSpec& a, const dataplane::DeviceSpec& b);
@@ -56,7 +66,7 @@ class DevicePool {
   // if it is there with other keys or end points, std::system_error if the kernel refuses; then
   // nothing has changed.
   [[nodiscard]] DeviceLease lease(const dataplane::DeviceSpec& spec, unsigned mtu,
-                                  const std::vector<ifaces::Prefix>& addresses);
+                                  const std::vector<ifaces::Prefix>& addresses, Ipv6Use ipv6);
 
  private:
   friend class DeviceLease;
@@ -64,11 +74,12 @@ class DevicePool {
     dataplane::DeviceSpec spec;
     dataplane::DeviceId id{};
     unsigned users = 0;
+    Ipv6Use ipv6{};
     std::multiset<unsigned> mtus;
     std::map<ifaces::Prefix, unsigned> addresses, routes;  // and how many conns want it
   };
 
-  Device& create(const dataplane::DeviceSpec& spec);
+  Device& create(const dataplane::DeviceSpec& spec, Ipv6Use ipv6);
   void relax(const std::string& device);
   void leave(DeviceLease& lease) noexcept;
   void remove(const std::string& name) noexcept;

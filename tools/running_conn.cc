@@ -44,10 +44,15 @@ std::string written(const Conn& conn, Side side) {
   return address.is_any() ? "%any" : address.str();
 }
 
-bool carries_ipv6(const Compiled& compiled) {
-  return std::any_of(compiled.policies.begin(), compiled.policies.end(), [](const auto& policy) {
-    return policy.selector.source.address.family == Family::v6;
-  });
+Ipv6Use ipv6_use(const Compiled& compiled) {
+  const ifaces::IpAddress reports = *ifaces::IpAddress::parse("ff02::16");
+  Ipv6Use out = Ipv6Use::none;
+  for (const dataplane::PolicySpec& policy : compiled.policies) {
+    if (policy.selector.source.address.family != Family::v6) continue;
+    if (policy.selector.destination.contains(reports)) return Ipv6Use::multicast;
+    out = Ipv6Use::unicast;
+  }
+  return out;
 }
 
 }  // namespace
@@ -114,7 +119,8 @@ RunningConn::~RunningConn() {
 }
 
 void RunningConn::bring_up(Compiled compiled) {
-  device_ = site_.devices.lease(compiled.device, derive_mtu(compiled), compiled.addresses);
+  device_ = site_.devices.lease(compiled.device, derive_mtu(compiled), compiled.addresses,
+                                ipv6_use(compiled));
   for (const dataplane::PolicySpec& policy : compiled.policies)
     policies_.push_back(site_.dataplane.add_policy(policy));
   compiled.sa_in.next_seq = keeper_.received() + 1;
@@ -168,7 +174,7 @@ unsigned RunningConn::derive_mtu(const Compiled& compiled) const {
                                " bytes leaves no room for a tunnel; raise the MTU of the device "
                                "towards the peer");
   }
-  if (mtu < kMinMtu6 && carries_ipv6(compiled))
+  if (mtu < kMinMtu6 && ipv6_use(compiled) != Ipv6Use::none)
     site_.log.warning("conn " + name + ": an MTU of " + std::to_string(mtu) +
                       " is less than the 1280 that IPv6 needs");
   return mtu;

@@ -147,7 +147,8 @@ std::string sa_text(const json& sa) {
   std::string out = "  " + direction + " SPI " + text_of(sa, "spi") + ": " +
                     traffic_text(count_of(sa, "bytes"), count_of(sa, "packets"));
   const double age = seconds_of(sa, "last_packet_s");
-  if (age >= 0) out += ", the last one " + human_duration(age) + " ago";
+  if (age >= 1) out += ", the last one " + human_duration(age) + " ago";
+  if (age >= 0 && age < 1) out += ", the last one just now";
   const std::string drops = drops_text(sa);
   if (!drops.empty()) out += "\n      dropped: " + drops;
   return out + "\n";
