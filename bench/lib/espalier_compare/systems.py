@@ -63,6 +63,11 @@ class Espalier(System):
                        "--control", os.path.join(topology.folder, f"{side}.sock")],
                 private_run=True))
 
+        def addressed():
+            self.check()
+            return all(topology.has_address(side, INNER[side]) for side in SIDES)
+        wait_for(addressed, "espalierd did not bring its device up")
+
 
 class StrongSwan(System):
     """Two charons with kernel-libipsec in place of the kernel's ESP (which it cannot do without

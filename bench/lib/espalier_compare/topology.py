@@ -42,7 +42,11 @@ class Topology:
             pass  # it was never made
 
     def ip(self, side, *words):
+        """Runs ip(8) inside; `words` may begin with options."""
         return run(["ip", "-n", self.names[side], *words])
+
+    def has_address(self, side, address):
+        return bool(self.ip(side, "-o", "addr", "show", "to", address).strip())
 
     def command(self, side, argv):
         return ["ip", "netns", "exec", self.names[side], *argv]
