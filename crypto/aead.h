@@ -13,8 +13,9 @@
 namespace espalier::crypto {
 
 // One AEAD operation, in place. `text` is `text_len` bytes, plaintext before seal and after open;
-// `icv` is info(suite).icv bytes, written by seal, read by open. Neither needs any alignment; they
-// may be adjacent, not overlapping. All pointers are owned by the caller and live for the call.
+// `icv` is info(suite).icv bytes, written by seal, read by open. Neither needs any alignment or is
+// ever null, not even for no text; they may be adjacent, not overlapping. All pointers are owned by
+// the caller and live for the call.
 struct AeadOp {
   std::uint8_t* text;
   std::uint8_t* icv;

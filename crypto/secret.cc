@@ -124,7 +124,7 @@ bool SecretBytes::equals(const SecretBytes& other) const noexcept {
 SecretBytes SecretBytes::random(std::size_t size) {
   initialise();  // randombytes_buf would abort the process where there is no randomness
   SecretBytes secret(size);
-  randombytes_buf(secret.data_.get(), size);
+  if (size != 0) randombytes_buf(secret.data_.get(), size);
   return secret;
 }
 

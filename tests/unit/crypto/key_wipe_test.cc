@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 
@@ -56,11 +57,17 @@ class Search {
 
   [[nodiscard]] int count_in(std::span<const std::uint8_t> bytes) const {
     int found = 0;
-    const auto same = [](std::uint8_t b, std::uint8_t m) { return (b ^ m) == kMask; };
-    for (auto it = bytes.begin();; ++it, ++found) {
-      it = std::search(it, bytes.end(), masked_.begin(), masked_.end(), same);
-      if (it == bytes.end()) return found;
+    const auto same = [](std::uint8_t m, std::uint8_t b) { return (b ^ m) == kMask; };
+    while (bytes.size() >= masked_.size()) {
+      const void* first = std::memchr(bytes.data(), masked_.front() ^ kMask, bytes.size());
+      if (first == nullptr) break;
+      const auto* at = static_cast<const std::uint8_t*>(first);
+      bytes = bytes.subspan(static_cast<std::size_t>(at - bytes.data()));
+      if (bytes.size() < masked_.size()) break;
+      found += std::equal(masked_.begin(), masked_.end(), bytes.begin(), same);
+      bytes = bytes.subspan(1);
     }
+    return found;
   }
 
   std::vector<std::uint8_t> masked_;

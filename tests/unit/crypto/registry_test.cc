@@ -143,6 +143,7 @@ TEST(Registry, IsReadByManyThreadsAtOnce) {
   const Registry registry("auto");
   std::array<int, 4> keys{};
   std::vector<std::thread> threads;
+  threads.reserve(keys.size());
   for (int& count : keys)
     threads.emplace_back([&registry, &count] {
       for (int i = 0; i < 200; ++i)

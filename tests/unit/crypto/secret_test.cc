@@ -20,6 +20,13 @@ using ::testing::Each;
 using ::testing::Eq;
 using ::testing::HasSubstr;
 
+// AddressSanitizer makes mlock do nothing and report success.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kCanLock = false;
+#else
+constexpr bool kCanLock = true;
+#endif
+
 // The kernel's flags of the mapping that holds `address`: " lo" is locked, " dd" not dumped.
 std::string vm_flags(const void* address) {
   const auto wanted = reinterpret_cast<std::uintptr_t>(address);
@@ -53,18 +60,19 @@ TEST(Secret, LiesOnPagesThatAreNotDumped) {
   const SecretBytes large(100000);
   EXPECT_THAT(vm_flags(small.bytes().data()), HasSubstr(" dd"));
   EXPECT_THAT(vm_flags(large.bytes().data()), HasSubstr(" dd"));
-  if (secrets_are_locked()) {
+  if (secrets_are_locked() && kCanLock) {
     EXPECT_THAT(vm_flags(small.bytes().data()), HasSubstr(" lo"));
   }
 }
 
 TEST(Secret, StaysLockedWhenItsNeighbourGoes) {
-  if (!secrets_are_locked()) GTEST_SKIP() << "RLIMIT_MEMLOCK lets nothing be locked here";
   auto neighbour = std::make_unique<SecretBytes>(32);
   const SecretBytes secret(32);
   neighbour.reset();
-  EXPECT_THAT(vm_flags(secret.bytes().data()), HasSubstr(" lo"));
   EXPECT_THAT(vm_flags(secret.bytes().data()), HasSubstr(" dd"));
+  if (secrets_are_locked() && kCanLock) {
+    EXPECT_THAT(vm_flags(secret.bytes().data()), HasSubstr(" lo"));
+  }
 }
 
 TEST(Secret, IsWipedWhenFreed) {
@@ -134,6 +142,7 @@ TEST(Secret, ManyOverlapNowhere) {
 TEST(Secret, ServesSeveralThreads) {
   std::array<int, 4> wrong{};
   std::vector<std::thread> threads;
+  threads.reserve(wrong.size());
   for (std::size_t t = 0; t < wrong.size(); ++t)
     threads.emplace_back([&w = wrong[t], t] {
       const auto mark = static_cast<std::uint8_t>(t + 1);
@@ -157,7 +166,7 @@ TEST(Secret, ServesSeveralThreads) {
   std::vector<SecretBytes> secrets;
   for (int i = 0; i < 100; ++i) secrets.emplace_back(4096);
   const SecretBytes large(100000);
-  if (secrets_are_locked()) _exit(4);
+  if (secrets_are_locked() && kCanLock) _exit(4);
   if (vm_flags(secrets.back().bytes().data()).find(" dd") == std::string::npos) _exit(5);
   if (vm_flags(large.bytes().data()).find(" dd") == std::string::npos) _exit(6);
   _exit(0);

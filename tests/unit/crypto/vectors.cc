@@ -146,7 +146,7 @@ std::vector<Vector> mcgrew() {
 
 AeadOp Packet::op() {
   AeadOp op{};
-  op.text = text.data();
+  op.text = text.empty() ? icv.data() : text.data();  // an AeadOp has no null pointers
   op.icv = icv.data();
   op.text_len = static_cast<std::uint32_t>(text.size());
   op.aad_len = static_cast<std::uint8_t>(aad.size());

@@ -50,6 +50,7 @@ struct Packet {
   Bytes nonce;
   Bytes aad;
 
+  // Valid until `text` or `icv` is resized.
   [[nodiscard]] AeadOp op();
 };
 
