@@ -26,9 +26,12 @@ class Attack:
         self.good += 1
         self.pair.exchange(b"good %d" % self.good)
 
-    def send(self, esp, source=None, sport=4500):
+    def put(self, esp, source=None, sport=4500):
         source = source or self.lab.left
         self.injector.send(outer(source, self.lab.right, self.protocol, esp, sport=sport))
+
+    def send(self, esp, **sender):
+        self.put(esp, **sender)
         self.cross()
 
     def expect(self, what, **counters):
@@ -84,14 +87,19 @@ def foreign(attack, packet):
 
 
 def forged_sender(attack, lab, packet):
-    """Neither a damaged nor a repeated packet shows where the peer is."""
+    """Neither a damaged nor a repeated packet shows where the peer is; without UDP nothing does."""
     bad = bytearray(packet.esp)
     bad[-1] ^= 1
     other = "192.168.1.77" if lab.options.outer == "v4" else "fd00:192:168:1::77"
     peer = lab.b.sa("out")["peer"]
     for source, port in ((other, 4500), (lab.left, 4501), (other, 4501)):
-        attack.send(bytes(bad), source, port)
+        attack.send(bytes(bad), source=source, sport=port)
         assert lab.b.sa("out")["peer"] == peer, "a forged packet moved the peer"
+    if attack.protocol == UDP:
+        attack.expect("from elsewhere and damaged", integrity=3)
+    else:
+        attack.send(packet.esp, source=other)
+        attack.expect("from elsewhere", integrity=1, wrong_peer=3)
 
 
 def replay(attack, packets, what):
@@ -103,7 +111,7 @@ def replay(attack, packets, what):
 def deliver_late(attack, lab, pair, packets):
     """After all of that the withheld packets are still welcome, in any order, once."""
     for packet in reversed(packets):
-        attack.injector.send(packet.ip)
+        attack.put(packet.esp)
     arrived = {pair.there.recv(1 << 16) for _ in packets}
     assert arrived == {b"withheld %d" % n + bytes(n) for n in range(len(packets))}, arrived
     attack.expect("the real ones, late")
@@ -113,12 +121,12 @@ def deliver_late(attack, lab, pair, packets):
 def follow(attack, lab, pair, wire):
     """The newest authentic packet does show where the peer is (RFC 7296 §2.23)."""
     (packet,) = withhold(lab, pair, wire, 1)
-    attack.injector.send(outer(lab.left, lab.right, UDP, packet.esp, sport=4501))
+    attack.put(packet.esp, sport=4501)
     pair.there.recv(1 << 16)
     assert lab.b.sa("out")["peer"].endswith(":4501"), lab.b.sa("out")
     attack.cross()  # and back with the next
     assert lab.b.sa("out")["peer"].endswith(":4500"), lab.b.sa("out")
-    attack.injector.send(outer(lab.left, lab.right, UDP, packet.esp, sport=4502))
+    attack.put(packet.esp, sport=4502)
     attack.expect("the peer's port follows what is new and authentic", duplicate=1)
     assert lab.b.sa("out")["peer"].endswith(":4500"), "a replayed packet moved the peer"
 
@@ -145,9 +153,7 @@ def main():
             cut_to_every_length(attack, target)
             lengthen(attack, target)
             foreign(attack, target)
-            if attack.protocol == UDP:
-                forged_sender(attack, lab, target)
-                attack.expect("from elsewhere and damaged", integrity=3)
+            forged_sender(attack, lab, target)
             replay(attack, history, "everything again")
             deliver_late(attack, lab, pair, packets)
             withheld = len(packets)

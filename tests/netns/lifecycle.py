@@ -47,7 +47,7 @@ def no_iv_twice(lab):
     packets = []
     with Capture(lab.gw_a, "eth0") as wire:
         for life in range(CRASHES):
-            lab.a.start()
+            lab.a.start_again()
             spi = int(lab.a.sa("out")["spi"], 0)
             traffic.ping(lab.pc_a, sites.PC_B["v4"], count=10)
             if life % 4 == 3:
@@ -81,7 +81,7 @@ def no_replay_after_restart(lab):
         if end == lab.b.kill:  # what a crash may forget is bounded: it is on disk soon
             until(lambda: recorded(lab) & 0xFFFFFFFF >= newest, "the numbers received on disk")
         end()
-        lab.b.start()
+        lab.b.start_again()
         lab.b.take_baseline()
         with Capture(lab.gw_b, "vti01", incoming_only=True) as inside:
             for packet in packets:
@@ -97,7 +97,7 @@ def no_replay_after_restart(lab):
 def refuses_to_start(lab, word):
     before = state_of(lab)
     mark = lab.a.mark()
-    lab.a.start(ready=None)
+    lab.a.start(wait=False)
     assert lab.a.process.wait(20) not in (0, 99), "started"
     lab.a.reader.join()
     said = lab.a.lines[mark:]
@@ -114,7 +114,7 @@ def state_file(lab):
     traffic.ping(lab.pc_a, sites.PC_B["v4"])
     twin = lab.daemon(lab.gw_a, lab.a.config)
     twin.control = lab.path("twin.sock")
-    twin.start(ready=None)
+    twin.start(wait=False)
     assert twin.process.wait(20) not in (0, 99), "two daemons with the same keys"
     twin.reader.join()
     assert "another espalierd" in twin.log, twin.log

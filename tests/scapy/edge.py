@@ -127,7 +127,7 @@ def outer_shapes(bench):
 def no_number_zero(bench):
     """RFC 4303 §3.3.3: the first number is 1."""
     bench.send(bench.peer.seal(good(), seq=0))
-    bench.nothing_arrives(good(), duplicate=1)
+    bench.nothing_arrives(good(), late=1)
 
 
 def window(bench, esn):

@@ -13,14 +13,14 @@ from scapy.layers.inet import IP, UDP as ScapyUdp
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
-from peer import IPV4, IPV6, Bench, sites
+from peer import IPV4, IPV6, PORT, Bench, sites
 from lab import traffic
 from lab.wire import UDP
 
 OVERHEAD = {"v4": 28, "v6": 48}
 
 
-def inner_packet(family, source, destination, data, sport=5000, dport=5001, ttl=64):
+def inner_packet(family, source, destination, data, sport=5000, dport=PORT, ttl=64):
     ip = (
         IP(src=source, dst=destination, ttl=ttl)
         if family == "v4"
@@ -45,8 +45,8 @@ def we_open(bench, family, data):
 
 
 def we_seal(bench, family, pair, data, last):
-    pair.here.sendto(data, (sites.PC_A[family], 5001))
-    (packet,) = bench.wire.wait_esp()
+    pair.here.sendto(data, (sites.PC_A[family], PORT))
+    packet = bench.next_sealed()
     inner, next_header = bench.peer.open(packet.esp)
     assert next_header == (IPV4 if family == "v4" else IPV6), next_header
     assert inner.endswith(data) and len(inner) == len(data) + OVERHEAD[family]
@@ -68,8 +68,9 @@ def check_outer(bench, packet):
         assert (udp.sport, udp.dport) == (4500, 4500)
 
 
-def tshark_agrees(bench, packets, keymat, sent):
-    """tshark finds every ICV good, and inside the packets what was sent."""
+def tshark_agrees(bench, pairs):
+    """tshark finds every ICV good, and inside the packets what was sent. `pairs` of both."""
+    packets = [packet for packet, _ in pairs]
     name = bench.path("sealed.pcap")
     with open(name, "wb") as file:
         file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 17, 101))
@@ -80,10 +81,12 @@ def tshark_agrees(bench, packets, keymat, sent):
         f'"{word}"'
         for word in (
             family, "*", "*", f"{packets[0].spi:#010x}", "AES-GCM with 16 octet ICV [RFC4106]",
-            f"0x{keymat.hex()}", "NULL", "",
+            f"0x{bench.keys.keymat_out.hex()}", "NULL", "",
         )
     )
     words = ["tshark", "-r", name, "-T", "fields", "-e", "esp.icv_good", "-e", "udp.payload"]
+    # Or it would take the random bytes for all sorts of things, and stop there.
+    words += ["-d", f"udp.port=={PORT},data"]
     for option in (
         "esp.enable_encryption_decode:TRUE",
         "esp.enable_authentication_check:TRUE",
@@ -94,10 +97,10 @@ def tshark_agrees(bench, packets, keymat, sent):
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
     ).stdout
     seen = [line.split("\t") for line in output.splitlines()]
-    assert len(seen) == len(packets), output
-    for (good, payload), data in zip(seen, sent):
-        assert good == "1", f"tshark says the ICV is wrong: {output}"
-        assert payload.split(",")[-1] == data.hex(), (payload, data.hex())
+    assert len(seen) == len(packets), f"tshark saw {len(seen)} of {len(packets)} packets"
+    for (good, payload), (_, data) in zip(seen, pairs):
+        assert good == "1", f"tshark does not find a good ICV around {data[:40].hex()}"
+        assert payload.split(",")[-1] == data.hex(), f"tshark does not see {data[:40].hex()}"
 
 
 def exchange(options, suite, esn):
@@ -122,8 +125,7 @@ def exchange(options, suite, esn):
         lost = {name: n for name, n in bench.b.drops().items() if n}
         assert not lost, lost
         if esn == "no":  # tshark 4.0 has no 64-bit numbers for an AEAD
-            filled = [(p, d) for p, d in zip(packets, sent) if d]
-            tshark_agrees(bench, [p for p, _ in filled], bench.keys.keymat_out, [d for _, d in filled])
+            tshark_agrees(bench, [(p, d) for p, d in zip(packets, sent) if d])
         print(f"ok: {suite}, esn={esn}: {len(packets)} packets each way")
 
 

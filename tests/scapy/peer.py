@@ -4,6 +4,7 @@
 """
 
 import os
+import socket
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "netns"))
@@ -11,11 +12,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from scapy.layers.ipsec import ESP as ScapyEsp, SecurityAssociation, _ESPPlain  # noqa: E402
 
 from lab import sites  # noqa: E402
+from lab.traffic import family  # noqa: E402
 from lab.keyfile import read_keys  # noqa: E402
-from lab.wire import ESP, UDP, Capture, Injector, outer  # noqa: E402
+from lab.wire import ESP, UDP, Capture, Injector, esp_packet, outer  # noqa: E402
 
 IPV4, IPV6, NO_NEXT = 4, 41, 59
-ICV = 16
+PORT = 5001  # where the inner packets go
 
 
 class Peer:
@@ -88,16 +90,15 @@ class Bench(sites.Sites):
         self.b = self.daemon(self.gw_b, config).start()
         self.b.take_baseline()
         self.protocol = UDP if options.encap == "udp" else ESP
-        # Somebody listens at gateway A, or its kernel would answer that nobody does.
+        # Somebody listens at gateway A and at PC-B, or their kernels would answer that nobody does.
         self.sink = self._sink()
+        self.listener = self.pc_b.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self.listener.bind(("::", PORT))
         self.injector = Injector(self.gw_a, "eth0", self.gw_b.mac("eth0"))
         self.inside = Capture(self.gw_b, "vti01", incoming_only=True)
         self.wire = Capture(self.gw_b, "eth0")
 
     def _sink(self):
-        from lab.traffic import family
-        import socket
-
         if self.protocol == UDP:
             sink = self.gw_a.socket(family(self.left), socket.SOCK_DGRAM)
             sink.bind((self.left, 4500))
@@ -112,6 +113,16 @@ class Bench(sites.Sites):
         """The next packet out of vti01 is `inner`, to the last bit."""
         (seen,) = self.inside.wait(lambda _: True)
         assert seen == inner, f"out of vti01:\n{seen.hex()}\ninstead of\n{inner.hex()}"
+
+    def next_sealed(self):
+        """The next packet that gateway B sends."""
+
+        def sealed(ip):
+            packet = esp_packet(ip)
+            return packet is not None and packet.spi == self.keys.spi_out
+
+        (ip,) = self.wire.wait(sealed)
+        return esp_packet(ip)
 
     def nothing_arrives(self, inner, **drops):
         """What was sent before is counted as `drops`; `inner`, sent now, is the next to come out."""
