@@ -142,9 +142,8 @@ std::optional<std::string> hint_for_line(std::string_view line) {
   if (word == "conn") {
     const auto name = space == std::string_view::npos ? std::string_view::npos
                                                       : line.find_first_not_of(" \t", space);
-    return "write [conn " +
-           (name == std::string_view::npos ? "NAME" : std::string(line.substr(name))) +
-           "] in brackets instead of " + in_quotes(line);
+    return in_quotes(line) + " is no section; write [conn " +
+           (name == std::string_view::npos ? "NAME" : std::string(line.substr(name))) + "]";
   }
   if (word == "config")
     return "there is no 'config setup'; remove the line (global options stand above the first "

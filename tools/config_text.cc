@@ -152,6 +152,7 @@ class Reader {
     } catch (const po::error&) {
       fail(in_quotes(line) + " is no setting; write NAME = VALUE");
     }
+    if (option.string_key.empty()) fail("there is no name before '='; write NAME = VALUE");
     if (option.unregistered) unknown(option.string_key);
     std::string value = option.value.front();
     if (value.size() >= 2 && value.front() == '"' && value.back() == '"')

@@ -12,8 +12,8 @@ namespace espalier::tools {
 struct KeygenRequest {
   std::string conn;
   std::string left, right;
-  std::optional<std::string> leftsubnet, rightsubnet, mark, vti_interface, vti_routing, leftvti,
-      rightvti, encapsulation;
+  std::optional<std::string> leftsubnet{}, rightsubnet{}, mark{}, vti_interface{}, vti_routing{},
+      leftvti{}, rightvti{}, encapsulation{};
   std::string esp = "aes_gcm256";
   std::filesystem::path out;
 };
