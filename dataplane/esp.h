@@ -18,10 +18,11 @@ inline constexpr std::uint8_t kNextIpv4 = 4;
 inline constexpr std::uint8_t kNextIpv6 = 41;
 inline constexpr std::uint8_t kNextNone = 59;  // a dummy packet (RFC 4303 §2.6)
 
-// Bytes of padding for a payload of `length` bytes, before the trailer.
+// Bytes of padding for a payload of `length` bytes, before the trailer. Every alignment is a power
+// of two.
 [[nodiscard]] constexpr std::size_t esp_padding(const crypto::SuiteInfo& suite,
                                                 std::size_t length) noexcept {
-  return (suite.align - (length + kEspTrailer) % suite.align) % suite.align;
+  return (std::size_t{0} - length - kEspTrailer) & (suite.align - std::size_t{1});
 }
 
 // Bytes from the SPI to the end of the ICV.

@@ -15,8 +15,9 @@ void esp_frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64
   store_be(out + 4, static_cast<std::uint32_t>(seq));
   // RFC 4106 §3.1: the IV is the sequence number, so it never repeats under one key.
   store_be(out + kEspHeader, seq);
-  std::memcpy(op.nonce.data(), sa.salt.data(), suite.salt);
-  std::memcpy(op.nonce.data() + suite.salt, out + kEspHeader, suite.iv);
+  // Fixed sizes, so that each copy is one load and one store.
+  std::memcpy(op.nonce.data(), sa.salt.data(), crypto::kMaxSaltBytes);
+  std::memcpy(op.nonce.data() + suite.salt, out + kEspHeader, crypto::kMaxIvBytes);
 
   // RFC 4106 §5: SPI and SN; with ESN the 64-bit number, its high half first.
   std::memcpy(op.aad.data(), out, 4);
@@ -31,7 +32,12 @@ void esp_frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64
   std::uint8_t* text = out + kEspHeader + suite.iv;
   std::uint8_t* end = text + length;
   const std::size_t padding = esp_padding(suite, length);
-  for (std::size_t i = 1; i <= padding; ++i) *end++ = static_cast<std::uint8_t>(i);
+  // The first four at once, padding or not: trailer and ICV follow.
+  constexpr std::array<std::uint8_t, 4> kFirstPads = {1, 2, 3, 4};
+  std::memcpy(end, kFirstPads.data(), kFirstPads.size());
+  for (std::size_t i = kFirstPads.size(); i < padding; ++i)
+    end[i] = static_cast<std::uint8_t>(i + 1);
+  end += padding;
   *end++ = static_cast<std::uint8_t>(padding);
   *end++ = next_header;
   op.text = text;

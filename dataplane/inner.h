@@ -14,6 +14,11 @@ namespace espalier::dataplane {
 // An address as a 128-bit number, most significant word first; IPv4 sits in the top 32 bits.
 using AddressWords = std::array<std::uint64_t, 2>;
 
+// Equality without the call to memcmp that comparing the arrays would be.
+[[nodiscard]] constexpr bool same(const AddressWords& a, const AddressWords& b) noexcept {
+  return ((a[0] ^ b[0]) | (a[1] ^ b[1])) == 0;
+}
+
 [[nodiscard]] AddressWords words(const ifaces::IpAddress& address) noexcept;
 [[nodiscard]] AddressWords prefix_mask(unsigned length) noexcept;
 
@@ -28,6 +33,13 @@ struct InnerKey {
   bool ipv6;
   bool has_ports;  // TCP, UDP, UDP-Lite, SCTP, DCCP; not in a fragment but the first
 };
+
+// Would every selector treat them alike?
+[[nodiscard]] inline bool same_flow(const InnerKey& a, const InnerKey& b) noexcept {
+  return same(a.destination, b.destination) && same(a.source, b.source) &&
+         a.source_port == b.source_port && a.destination_port == b.destination_port &&
+         a.protocol == b.protocol && a.ipv6 == b.ipv6 && a.has_ports == b.has_ports;
+}
 
 // False if `packet` is no IPv4 or IPv6 packet, or is longer by its own header than `packet`. It may
 // be shorter: TFC padding (RFC 4303 §2.7).

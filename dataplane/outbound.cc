@@ -21,7 +21,9 @@ void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexce
   if (!plan_segments(hdr, item.packet, item.plan) || !parse_inner(item.packet, item.key))
     return counters_.drop(Drop::malformed_inner);
   item.device = &device;
-  device.policies.prefetch(item.key);
+  item.as_before = count_ > 0 && items_[count_ - 1].device == &device &&
+                   same_flow(items_[count_ - 1].key, item.key);
+  if (!item.as_before) device.policies.prefetch(item.key);
   ++count_;
 }
 
@@ -30,33 +32,33 @@ void Outbound::end_turn() noexcept {
   transmitter_.submit();
 }
 
-bool Outbound::find_sa(Item& item) noexcept {
-  const auto drop = [&](Drop reason) {
-    counters_.drop(reason, item.plan.count);
-    return false;
-  };
+Outbound::Found Outbound::find(const Item& item) noexcept {
   const Policy* policy = item.device->policies.find(item.key);
-  if (policy == nullptr) return drop(Drop::no_policy);
+  if (policy == nullptr) return {nullptr, Drop::no_policy};
   switch (policy->spec.action) {
     case PolicyAction::protect:
-      break;
+      return {policy->sa.load(std::memory_order_acquire), Drop::no_sa};
     case PolicyAction::bypass:  // a TUN has no way round the tunnel
     case PolicyAction::discard:
-      return drop(Drop::policy_discard);
+      break;
   }
-  item.sa = policy->sa.load(std::memory_order_acquire);
-  if (item.sa == nullptr) {
-    bump(item.device->counters[worker_].tx_no_sa, item.plan.count);
-    return drop(Drop::no_sa);
-  }
-  return true;
+  return {nullptr, Drop::policy_discard};
 }
 
 void Outbound::run_batch() noexcept {
   std::size_t good = 0;
+  Found found{};
   for (std::size_t i = 0; i < count_; ++i) {
-    if (!find_sa(items_[i])) continue;
-    if (good != i) items_[good] = items_[i];
+    Item& item = items_[i];
+    if (!item.as_before) found = find(item);
+    if (found.sa == nullptr) [[unlikely]] {
+      counters_.drop(found.reason, item.plan.count);
+      if (found.reason == Drop::no_sa)
+        bump(item.device->counters[worker_].tx_no_sa, item.plan.count);
+      continue;
+    }
+    item.sa = found.sa;
+    if (good != i) items_[good] = item;
     ++good;
   }
   count_ = 0;

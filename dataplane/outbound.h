@@ -34,10 +34,18 @@ class Outbound {
     InnerKey key;
     Device* device;
     OutboundSa* sa;
+    bool as_before;  // device and flow are those of the item before
+  };
+
+  // Where a packet goes, or why it does not.
+  struct Found {
+    OutboundSa* sa;
+    Drop reason;
   };
 
   void run_batch() noexcept;
-  bool find_sa(Item& item) noexcept;
+  [[nodiscard]] static Found find(const Item& item) noexcept;
+
   void encap(std::span<Item> items) noexcept;
 
   unsigned worker_;

@@ -112,7 +112,9 @@ class SaLock {
 struct SadKey {
   std::uint32_t spi = 0;
   AddressWords local{};
-  bool operator==(const SadKey&) const = default;
+  bool operator==(const SadKey& other) const noexcept {
+    return spi == other.spi && same(local, other.local);
+  }
 };
 
 }  // namespace espalier::dataplane

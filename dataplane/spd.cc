@@ -28,7 +28,9 @@ using PolicyList = std::vector<const Policy*>;
 struct PrefixPair {
   AddressWords source;
   AddressWords destination;
-  bool operator==(const PrefixPair&) const = default;
+  bool operator==(const PrefixPair& other) const noexcept {
+    return same(source, other.source) && same(destination, other.destination);
+  }
 };
 
 // The lower number; of equal ones the longer prefixes.
