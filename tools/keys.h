@@ -53,8 +53,9 @@ class SequenceState {
   [[nodiscard]] std::uint64_t next() const noexcept;  // the first outbound number not yet reserved
   [[nodiscard]] std::uint64_t received() const noexcept;  // the highest inbound number known
 
-  // After this returns, numbers below `next` are ours to use, for ever. Throws std::system_error;
-  // then nothing may be used beyond what was reserved before.
+  // After this returns, numbers below `next` are ours to use, for ever. Throws std::system_error,
+  // or ConfigError if the file belongs to other keys by now; then nothing may be used beyond what
+  // was reserved before.
   void reserve(std::uint64_t next);
   // Remembers the highest inbound number, so that a restart does not accept it again. Throws
   // std::system_error.

@@ -179,8 +179,18 @@ struct SequenceState::State {
   std::uint64_t first = 1;  // of this life: never given back below
   Numbers now;
 
+  // Fresh keys may have been put in the place of these, with their own state file, and the daemon
+  // not yet been told: theirs must not be overwritten.
+  [[nodiscard]] bool replaced() const {
+    std::string owner;
+    const auto text = read_small(file);
+    return text && parse(*text, owner) && owner != fingerprint;
+  }
+
   // The state file first: a witness ahead of it would say that numbers were used which never were.
   void store(const Numbers& n) {
+    if (replaced())
+      refuse_state(file, "belongs to other keys now; reload espalierd (SIGHUP) to use them");
     replace(file, render(fingerprint, n), Durable::yes);
     replace(witness, render(witness_owner, n), Durable::no);
     now = n;
@@ -269,9 +279,11 @@ void SequenceState::close(std::uint64_t next, std::uint64_t received) {
   State& s = *state_;
   const Numbers last{std::max(s.first, next), std::max(s.now.received, received)};
   // The other way round than store(): the number may go down here.
-  replace(s.witness, render(s.witness_owner, last), Durable::no);
-  replace(s.file, render(s.fingerprint, last), Durable::yes);
-  s.now = last;
+  if (!s.replaced()) {
+    replace(s.witness, render(s.witness_owner, last), Durable::no);
+    replace(s.file, render(s.fingerprint, last), Durable::yes);
+    s.now = last;
+  }
   s.witness_lock.reset(-1);
   s.file_lock.reset(-1);
 }
