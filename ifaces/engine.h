@@ -29,7 +29,7 @@ inline constexpr std::size_t kMaxPorts = 4096;
 
 enum class PortKind : std::uint8_t { tun, udp, raw_esp4, raw_esp6 };
 
-// One completed receive.
+// One completed receive: at least one byte; empty datagrams are not handed over.
 struct Received {
   Port port;
   PortKind kind;
@@ -77,8 +77,8 @@ class Engine {
   // Stops receiving; when it returns the engine holds nothing of the descriptor.
   virtual void detach(Port port) = 0;
 
-  // One turn. Returns early with nothing received when wake() was called. Never blocks if
-  // `wait` is false.
+  // One turn. Returns early with nothing received when wake() was called, or when there is an error
+  // to take. Never blocks if `wait` is false.
   [[nodiscard]] virtual std::span<Received> turn(bool wait) noexcept = 0;
   // Finishes everything queued without receiving: afterwards the bytes may be reused.
   virtual void flush() noexcept = 0;
@@ -96,9 +96,9 @@ class Engine {
   virtual void wake() noexcept = 0;
 };
 
-// `kind` is auto, io_uring or epoll: auto takes io_uring where it works, and epoll with a reason
-// (one clause for the log in `why`) where it does not. Throws std::runtime_error if a forced engine
-// does not work here.
+// To be called by the thread that will use the engine. `kind` is auto, io_uring or epoll: auto
+// takes io_uring where it works, and epoll with a reason (one clause for the log in `why`) where it
+// does not. Throws std::runtime_error if a forced engine does not work here.
 [[nodiscard]] std::unique_ptr<Engine> make_engine(std::string_view kind, std::string& why);
 
 }  // namespace espalier::ifaces
