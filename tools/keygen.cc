@@ -168,6 +168,8 @@ path first_missing(const path& folder) {
 std::vector<path> keygen(const KeygenRequest& request) {
   crypto::initialise();
   check_lines(request);
+  if (request.left.starts_with('%') && request.right.starts_with('%'))
+    throw ConfigError("neither left nor right is an address; write one that the other can find");
   const Conn conn = check_text(config_for(request, Side::left), Side::left);
   static_cast<void>(check_text(config_for(request, Side::right), Side::right));
   if (request.out.empty()) throw ConfigError("no folder for the result; write one");
