@@ -77,10 +77,12 @@ class Search {
 
 class KeyWipe : public OnEveryBackend {};
 
-// The AES key schedule begins with the key itself, so the search finds what it has to lose.
+// The AES key schedule begins with the key itself, so the search finds what it has to lose. Half of
+// the key is enough to look for, and the first half may be overwritten by what memory is used for
+// when it is free.
 TEST_P(KeyWipe, LeavesNoKeyInMemory) {
   auto secret = std::make_unique<SecretBytes>(SecretBytes::random(info(suite()).key));
-  Search search(secret->bytes());
+  Search search(secret->bytes().last(secret->size() / 2));
   auto key = backend().expand(suite(), secret->bytes());
 
   std::array<std::uint8_t, 48> packet{};
