@@ -73,8 +73,7 @@ bool parse(std::uint8_t* ip, std::uint32_t length, Packet& packet) {
     packet.headers = packet.l4 + (l4[12] >> 4) * 4U;
     if (packet.headers < packet.l4 + kTcpHeader || packet.headers > length) return false;
     packet.flags = l4[13];
-    packet.joinable =
-        (packet.flags & ~(kPsh | kEce | kCwr)) == kAck && (l4[12] & 0xf) == 0;  // no AE either
+    packet.joinable = (packet.flags & ~(kPsh | kEce | kCwr)) == kAck;
   } else if (protocol == kUdp) {
     if (length < packet.l4 + kUdpHeader) return false;
     packet.tcp = false;
@@ -115,7 +114,7 @@ std::uint32_t flow_tag(const Packet& p) {
 bool same_headers(const Packet& a, const Packet& b) {
   constexpr std::uint64_t v4_start = mask_of({255, 255, 0, 0, 0, 0, 255, 255});  // TOS, DF
   constexpr std::uint64_t v6_start = mask_of({255, 255, 255, 255, 0, 0, 255, 255});
-  constexpr std::uint64_t tcp_middle =  // ACK, header length, ECE, window
+  constexpr std::uint64_t tcp_middle =  // ACK, header length, reserved bits, ECE, window
       mask_of({255, 255, 255, 255, 255, kEce, 255, 255});
   std::uint64_t differs =
       (load<std::uint64_t>(a.ip) ^ load<std::uint64_t>(b.ip)) & (a.ipv6 ? v6_start : v4_start);
@@ -174,7 +173,6 @@ bool id_fits(const Flow& flow, const Packet& p) {
 bool can_append(const Flow& flow, const Packet& p) {
   if (!p.joinable || (p.flags & kCwr) != 0) return false;
   if (p.payload > flow.segment || flow.first.length + p.payload > kMaxTotal) return false;
-  if (p.headers != flow.first.headers) return false;
   if (p.tcp && load_be<std::uint32_t>(p.l4_header() + 4) != flow.next_seq) return false;
   return same_headers(flow.first, p) && id_fits(flow, p) && checksums_correct(p);
 }

@@ -231,8 +231,8 @@ TEST_P(Kinds, NotToBeMerged) {
 
 TEST_P(Kinds, TheDifferencesMergeAmongThemselves) {
   const auto [ipv6, tcp] = GetParam();
-  for (const char* name :
-       {"tos", "ttl", "flow_label", "ack", "window", "options", "ece", "urgent_pointer"}) {
+  for (const char* name : {"tos", "ttl", "flow_label", "ack", "window", "options", "ece",
+                           "urgent_pointer", "reserved"}) {
     for (const Difference& difference : kDifferences) {
       if (difference.name != std::string(name)) continue;
       if (difference.versions == (ipv6 ? '4' : '6')) continue;
@@ -434,6 +434,23 @@ TEST(Coalesce, UdpLengthMustAgree) {
     for (const Bytes& packet : packets) receiver.add(packet);
     receiver.flush();
     EXPECT_EQ(counts(receiver.sink), (Counts{1, 1})) << delta;
+  }
+}
+
+// Zero says that there is no checksum, also where the sum of the rest would fit.
+TEST(Coalesce, NoUdpChecksumIsNotARightOne) {
+  for (const bool none : {false, true}) {
+    std::vector<PacketSpec> specs;
+    for (const std::size_t n : {0U, 1U}) {
+      PacketSpec spec = nth(n, false, false);
+      spec.payload = {0, 0};
+      const std::uint16_t rest = get16(build(spec), checksum_at(spec));
+      spec.payload = {static_cast<std::uint8_t>(rest >> 8), static_cast<std::uint8_t>(rest)};
+      spec.no_udp_checksum = none;
+      ASSERT_EQ(get16(build(spec), checksum_at(spec)), none ? 0 : 0xffff);
+      specs.push_back(spec);
+    }
+    EXPECT_EQ(counts_of(specs), none ? (Counts{1, 1}) : Counts{2});
   }
 }
 
