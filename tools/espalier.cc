@@ -17,6 +17,8 @@ constexpr std::array kCommands = {
             espalier::tools::run_check},
     Command{"status", "what the running daemon does", espalier::tools::run_status},
     Command{"doctor", "what this machine offers and refuses", espalier::tools::run_doctor},
+    Command{"bench", "measure what this machine's processor does with packets",
+            espalier::tools::run_bench},
 };
 
 void print_usage(std::ostream& out) {
