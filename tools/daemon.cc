@@ -1,5 +1,6 @@
 #include "tools/daemon.h"
 
+#include <net/if.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -24,6 +25,7 @@ constexpr std::uint32_t kFirstReqid = 0x40000000;
 
 constexpr seconds kPatience{2};
 constexpr milliseconds kRetry{10};
+constexpr seconds kWatch{5};
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -95,7 +97,7 @@ Daemon::Daemon(DaemonOptions options, Log& log)
     slot.running = make(conn, globals, std::move(prepared.at(conn.name)), started_ + kPatience);
     log_up(*slot.running);
   }
-  look_at_ = keepalive_at_ = Clock::now();
+  look_at_ = keepalive_at_ = watch_at_ = Clock::now();
 }
 
 Daemon::~Daemon() = default;
@@ -182,14 +184,16 @@ void Daemon::take_over(Config next, Prepared prepared) {
   // All that go, before the first that comes: they may trade devices, SPIs and routes.
   for (auto entry = prepared.begin(); entry != prepared.end();) {
     const auto& [name, conn] = *entry;
-    std::unique_ptr<RunningConn>& running = conns_.at(name).running;
-    if (running && running->identity() == conn.identity) {
+    Slot& slot = conns_.at(name);
+    std::unique_ptr<RunningConn>& running = slot.running;
+    if (running) slot.device_gone = ::if_nametoindex(running->device_spec().name.c_str()) == 0;
+    if (running && running->identity() == conn.identity && !slot.device_gone) {
       ++untouched;
       entry = prepared.erase(entry);
       continue;
     }
     if (running) {
-      if (same_device(running->device_spec(), conn.compiled.device))
+      if (!slot.device_gone && same_device(running->device_spec(), conn.compiled.device))
         holds[name] = running->device().share();
       before[name] = running->identity().conn;
       running.reset();
@@ -253,6 +257,7 @@ void Daemon::start(const Conn& conn, PreparedConn prepared, DeviceLease hold, co
     }
   }
   hold.release();
+  slot.device_gone = false;
   if (slot.running) log_up(*slot.running);
 }
 
@@ -305,6 +310,17 @@ bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
   return true;
 }
 
+void Daemon::watch_devices() {
+  for (auto& [name, slot] : conns_) {
+    if (!slot.running || slot.device_gone) continue;
+    const std::string& device = slot.running->device_spec().name;
+    slot.device_gone = ::if_nametoindex(device.c_str()) == 0;
+    if (slot.device_gone)
+      log_.error("conn " + name + ": somebody has deleted the device " + device +
+                 "; reload (SIGHUP) to make it again");
+  }
+}
+
 Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
   if (now >= look_at_) {
     bool busy = false;
@@ -323,6 +339,11 @@ Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
     }
     next = std::min(next, keepalive_at_);
   }
+  if (now >= watch_at_) {
+    watch_devices();
+    watch_at_ = now + kWatch;
+  }
+  next = std::min(next, watch_at_);
   if (const auto deadline = control_->deadline()) {
     if (now >= *deadline) control_->serve();
     next = std::min(next, control_->deadline().value_or(next));

@@ -62,6 +62,7 @@ class Daemon {
     std::unique_ptr<RunningConn> running;
     std::string error;
     Clock::time_point failed_at;
+    bool device_gone = false;
   };
   using Prepared = std::map<std::string, PreparedConn>;
 
@@ -82,6 +83,8 @@ class Daemon {
   void note_fixed(const Globals& next) const;
   void log_up(const RunningConn& conn) const;
 
+  // Tells once of each device that somebody else has deleted; the next reload makes it again.
+  void watch_devices();
   // False: it is time to stop.
   [[nodiscard]] bool follow_signals(const ifaces::UniqueFd& signals);
   // Does what is due; returns when there is something to do again.
@@ -99,7 +102,7 @@ class Daemon {
   std::optional<Site> site_;
   std::map<std::string, Slot> conns_;  // by name; those of config_
   std::uint32_t next_reqid_;
-  Clock::time_point look_at_, keepalive_at_;
+  Clock::time_point look_at_, keepalive_at_, watch_at_;
 };
 
 }  // namespace espalier::tools

@@ -77,8 +77,9 @@ Finding io_uring() {
 
 Finding tun_offloads() {
   try {
-    const std::string offloads = ifaces::probe_tun_offloads().str();
-    if (!offloads.empty()) return {"TUN offloads", Verdict::good, offloads};
+    const ifaces::TunOffloads offloads = ifaces::probe_tun_offloads();
+    if (offloads.tso4 || offloads.tso6 || offloads.uso)
+      return {"TUN offloads", Verdict::good, offloads.str()};
     return {"TUN offloads", Verdict::without, "none: every packet is read and written alone"};
   } catch (const std::exception& e) {
     return {"TUN offloads", Verdict::without, e.what()};

@@ -255,6 +255,19 @@ TEST_F(DaemonTest, SharedDevicesGoWithTheLastOfTheirConns) {
   EXPECT_FALSE(netlink.is_local(*IpAddress::parse("10.9.5.1")));
 }
 
+TEST_F(DaemonTest, ReloadMakesADeviceAgainThatSomebodyDeleted) {
+  make_keys("one");
+  write(conf("one", "vti01", 4));
+  Daemon daemon(options_, *log_);
+  ASSERT_EQ(std::system("ip link del vti01"), 0);
+  ASSERT_FALSE(exists("vti01"));
+  daemon.reload();
+  EXPECT_TRUE(exists("vti01"));
+  EXPECT_THAT(states(daemon), ElementsAre("one up"));
+  ifaces::Netlink netlink;
+  EXPECT_EQ(netlink.route_device(*IpAddress::parse("10.2.4.9")), "vti01");
+}
+
 TEST_F(DaemonTest, NeverTellsAKey) {
   make_keys("one");
   write(conf("one", "vti01", 4));
