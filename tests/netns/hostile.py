@@ -60,12 +60,13 @@ def flip_every_byte(attack, packet):
 
 
 def cut_to_every_length(attack, packet):
-    lengths = range(len(packet.esp))
+    attack.send(b"")  # nothing at all is a failed receive, and no packet
+    lengths = range(1, len(packet.esp))
     for length in lengths:
         attack.send(packet.esp[:length])
     # One byte in a datagram is a keepalive, whatever it says (RFC 3948 §2.3).
-    short = SHORTEST - 1 if attack.protocol == UDP else SHORTEST
-    attack.expect("cut to every length", too_short=short, integrity=len(lengths) - SHORTEST)
+    short = SHORTEST - 2 if attack.protocol == UDP else SHORTEST - 1
+    attack.expect("cut to every length", too_short=short, integrity=len(packet.esp) - SHORTEST)
 
 
 def lengthen(attack, packet):
