@@ -74,19 +74,16 @@ Fate fate_of(PortKind kind, int error) noexcept {
     case EBADFD:
     case ENOTSOCK:
       return Fate::dead;
-    case ECONNREFUSED:  // from here on: what an ICMP error leaves in a socket (udp(7), ip(7)). Each
-    case EHOSTUNREACH:  // is read once, so none can make the engine spin.
+    case ECONNREFUSED:  // from here on: what an ICMP error leaves in a socket (ip(7)), to be read
+    case EHOSTUNREACH:  // once, so that none can make the engine spin
     case ENETUNREACH:
     case EHOSTDOWN:
     case ENETDOWN:
     case ENONET:
     case ENOPROTOOPT:
     case EPROTO:
-    case EOPNOTSUPP:
     case EMSGSIZE:
     case EACCES:
-    case EPERM:
-    case ETIMEDOUT:
       return kind == PortKind::tun ? Fate::suspect : Fate::again;
     default:
       return Fate::suspect;

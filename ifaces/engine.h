@@ -53,7 +53,8 @@ struct Datagram {
   socklen_t to_len;
 };
 
-// A send or write that failed, and how many packets it held.
+// A send or write that failed, and how many packets it held. 0 packets: nothing will be received
+// from this port any more (its TUN was deleted, …); it is to be detached.
 struct TxError {
   Port port;
   std::uint16_t packets;
@@ -96,9 +97,9 @@ class Engine {
   virtual void wake() noexcept = 0;
 };
 
-// To be called by the thread that will use the engine. `kind` is auto, io_uring or epoll: auto
-// takes io_uring where it works, and epoll with a reason (one clause for the log in `why`) where it
-// does not. Throws std::runtime_error if a forced engine does not work here.
+// To be called by the thread that will use the engine, and destroy it. `kind` is auto, io_uring or
+// epoll: auto takes io_uring where it works, and epoll with a reason (one clause for the log in
+// `why`) where it does not. Throws std::runtime_error if a forced engine does not work here.
 [[nodiscard]] std::unique_ptr<Engine> make_engine(std::string_view kind, std::string& why);
 
 }  // namespace espalier::ifaces

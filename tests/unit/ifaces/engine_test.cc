@@ -61,6 +61,39 @@ struct Socket {
   Port port = 0;
 };
 
+void wait_until_asleep(pid_t tid) {
+  const std::string path = "/proc/self/task/" + std::to_string(tid) + "/stat";
+  for (;;) {
+    std::ifstream f(path);
+    std::string text((std::istreambuf_iterator<char>(f)), {});
+    const auto end = text.rfind(')');
+    if (end != std::string::npos && text.size() > end + 2 && text[end + 2] == 'S') return;
+    std::this_thread::yield();
+  }
+}
+
+double cpu_seconds() {
+  rusage u{};
+  ::getrusage(RUSAGE_THREAD, &u);
+  return static_cast<double>(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+         static_cast<double>(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
+}
+
+// Blocks in turn(true) for a while; the processor time that this took.
+double idle_cpu(Engine& engine) {
+  const auto tid = static_cast<pid_t>(::syscall(SYS_gettid));
+  const double before = cpu_seconds();
+  std::thread waker([&] {
+    wait_until_asleep(tid);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the idle time itself
+    engine.wake();
+  });
+  EXPECT_TRUE(engine.turn(true).empty());
+  const double used = cpu_seconds() - before;
+  waker.join();
+  return used;
+}
+
 class EngineTest : public test::SandboxTest, public ::testing::WithParamInterface<Mode> {
  protected:
   void SetUp() override {
@@ -287,6 +320,27 @@ TEST_P(EngineTest, AWrongPortIsAnErrorAndNoMore) {
     expect_error(wrong, 1, EBADF);
     engine_->detach(wrong);
   }
+}
+
+TEST_P(EngineTest, NoFailedPacketIsForgotten) {
+  const Socket b = udp();
+  Socket nobody;
+  for (unsigned i = 0; i < 5000; ++i) {
+    nobody.port = static_cast<Port>(100 + i % 7);
+    send(nobody, b, pattern(1), 0, 0, 3);
+  }
+  EXPECT_TRUE(engine_->turn(false).empty());
+  unsigned sum = 0;
+  for (const TxError& e : engine_->take_errors()) sum += e.packets;
+  EXPECT_EQ(sum, 15000U);
+}
+
+TEST_P(EngineTest, AnErrorThatNobodyTakesEndsOneTurnOnly) {
+  const Socket s = udp();
+  send(s, s, pattern(65508), 0, 0, 7);
+  EXPECT_TRUE(engine_->turn(true).empty());
+  EXPECT_LT(idle_cpu(*engine_), 0.03);
+  expect_error(s.port, 7, EMSGSIZE);
 }
 
 TEST_P(EngineTest, AttachRefusesWhatIsNoDescriptor) {
@@ -531,39 +585,6 @@ TEST_P(EngineTest, DetachLetsGoOfTheTun) {
   engine_->detach(t.port);
   t.fd = UniqueFd();
   EXPECT_EQ(::if_nametoindex("t0"), 0U);
-}
-
-void wait_until_asleep(pid_t tid) {
-  const std::string path = "/proc/self/task/" + std::to_string(tid) + "/stat";
-  for (;;) {
-    std::ifstream f(path);
-    std::string text((std::istreambuf_iterator<char>(f)), {});
-    const auto end = text.rfind(')');
-    if (end != std::string::npos && text.size() > end + 2 && text[end + 2] == 'S') return;
-    std::this_thread::yield();
-  }
-}
-
-double cpu_seconds() {
-  rusage u{};
-  ::getrusage(RUSAGE_THREAD, &u);
-  return static_cast<double>(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-         static_cast<double>(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
-}
-
-// Blocks in turn(true) for a while; the processor time that this took.
-double idle_cpu(Engine& engine) {
-  const auto tid = static_cast<pid_t>(::syscall(SYS_gettid));
-  const double before = cpu_seconds();
-  std::thread waker([&] {
-    wait_until_asleep(tid);
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the idle time itself
-    engine.wake();
-  });
-  EXPECT_TRUE(engine.turn(true).empty());
-  const double used = cpu_seconds() - before;
-  waker.join();
-  return used;
 }
 
 TEST_P(EngineTest, WakeEndsTheTurnInProgressOrTheNext) {
