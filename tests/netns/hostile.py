@@ -120,16 +120,24 @@ def deliver_late(attack, lab, pair, packets):
 
 
 def follow(attack, lab, pair, wire):
-    """The newest authentic packet does show where the peer is (RFC 7296 §2.23)."""
-    (packet,) = withhold(lab, pair, wire, 1)
-    attack.put(packet.esp, sport=4501)
+    """The newest authentic packet shows where the peer is, and no other (RFC 7296 §2.23)."""
+
+    def peer_is_at(port):
+        peer = lab.b.sa("out")["peer"]
+        assert peer.endswith(f":{port}"), f"the peer is at {peer}, not at port {port}"
+
+    older, newer = withhold(lab, pair, wire, 2)
+    attack.put(newer.esp, sport=4501)
     pair.there.recv(1 << 16)
-    assert lab.b.sa("out")["peer"].endswith(":4501"), lab.b.sa("out")
+    peer_is_at(4501)
+    attack.put(older.esp, sport=4502)
+    pair.there.recv(1 << 16)
+    peer_is_at(4501)
     attack.cross()  # and back with the next
-    assert lab.b.sa("out")["peer"].endswith(":4500"), lab.b.sa("out")
-    attack.put(packet.esp, sport=4502)
+    peer_is_at(4500)
+    attack.put(newer.esp, sport=4503)
     attack.expect("the peer's port follows what is new and authentic", duplicate=1)
-    assert lab.b.sa("out")["peer"].endswith(":4500"), "a replayed packet moved the peer"
+    peer_is_at(4500)
 
 
 def main():
@@ -160,7 +168,7 @@ def main():
             withheld = len(packets)
             if attack.protocol == UDP:
                 follow(attack, lab, pair, wire)
-                withheld += 1
+                withheld += 2
             assert not pair.drain(), "PC-B got what nobody sent"
             came = len(inside.packets())
             assert came == attack.good + withheld, f"{came} packets came out of vti01"
