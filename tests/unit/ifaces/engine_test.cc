@@ -35,6 +35,10 @@ struct Mode {
   UringFeatures features;
 };
 
+void PrintTo(const Mode& mode, std::ostream* out) {
+  *out << mode.name;
+}
+
 constexpr Mode kModes[] = {
     {"io_uring", false, {}},
     {"two_calls", false, {.one_call = false}},
