@@ -202,11 +202,14 @@ std::string daemon_text(const json& daemon) {
   out += "\n  engine: " + text_of(daemon, "engine");
   const std::uint64_t workers = count_of(daemon, "workers");
   out += ", " + human_count(workers) + (workers == 1 ? " worker" : " workers") + "\n";
+  std::string crypto;
   for (const json& backend : objects_of(daemon, "crypto")) {
     const auto usable = backend.find("usable");
     if (usable == backend.end() || !usable->is_boolean() || !usable->get<bool>()) continue;
-    out += "  crypto: " + text_of(backend, "name") + " (" + text_of(backend, "detail") + ")\n";
+    crypto += (crypto.empty() ? "" : ", ") + text_of(backend, "name") + " (" +
+              text_of(backend, "detail") + ")";
   }
+  out += "  crypto: " + crypto + "\n";
   return out;
 }
 
