@@ -12,6 +12,7 @@
 
 #include "dataplane/types.h"
 #include "ifaces/address.h"
+#include "tools/config_values.h"
 
 namespace espalier::tools {
 
@@ -50,6 +51,8 @@ struct Globals {
   std::string io = "auto";
   std::string crypto = "auto";
   unsigned workers = 1;  // 0: auto
+  bool pin = false;      // each worker to a processor of its own
+  OffloadChoice offloads;
   std::string log = "info";
   std::filesystem::path control = "/run/espalier/control.sock";
   std::optional<std::filesystem::path> state_dir;  // not set: state files lie beside the key files

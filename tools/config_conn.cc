@@ -153,6 +153,14 @@ void set_workers(Globals& g, const std::string& v) {
   g.workers = v == "auto" ? 0 : parse_number(v, 1, kMost);
 }
 
+void set_pin(Globals& g, const std::string& v) {
+  g.pin = parse_yes_no(v);
+}
+
+void set_offloads(Globals& g, const std::string& v) {
+  g.offloads = parse_offloads(v);
+}
+
 void set_log(Globals& g, const std::string& v) {
   constexpr std::array<std::string_view, 4> kWords = {"error", "warning", "info", "debug"};
   g.log = parse_word(v, kWords);
@@ -178,10 +186,12 @@ void set_keepalive(Globals& g, const std::string& v) {
   g.keepalive_s = parse_number(v, 0, 3600);
 }
 
-constexpr std::array<GlobalOption, 7> kGlobalOptions = {{
+constexpr std::array<GlobalOption, 9> kGlobalOptions = {{
     {"io", "auto, io_uring or epoll", set_io},
     {"crypto", "auto, ipsec-mb, openssl or sodium", set_crypto},
     {"workers", "threads, or auto", set_workers},
+    {"pin", "yes: each worker to a processor of its own", set_pin},
+    {"offloads", "auto, none, or some of tso4, tso6, uso, gso", set_offloads},
     {"log", "error, warning, info or debug", set_log},
     {"control", "path of the control socket", set_control},
     {"state-dir", "folder of the state files", set_state_dir},

@@ -201,6 +201,29 @@ std::uint32_t parse_number(std::string_view text, std::uint32_t least, std::uint
   return *value;
 }
 
+OffloadChoice parse_offloads(std::string_view text) {
+  if (text == "auto") return {};
+  OffloadChoice choice{false, false, false, false};
+  if (text == "none") return choice;
+  while (!text.empty()) {
+    const std::size_t comma = std::min(text.find(','), text.size());
+    const std::string_view word = text.substr(0, comma);
+    text.remove_prefix(std::min(comma + 1, text.size()));
+    if (word == "tso4") {
+      choice.tso4 = true;
+    } else if (word == "tso6") {
+      choice.tso6 = true;
+    } else if (word == "uso") {
+      choice.uso = true;
+    } else if (word == "gso") {
+      choice.gso = true;
+    } else {
+      wrong(in_quotes(word) + " is no offload; write auto, none, or some of tso4,tso6,uso,gso");
+    }
+  }
+  return choice;
+}
+
 std::string parse_word(std::string_view text, std::span<const std::string_view> words) {
   if (std::find(words.begin(), words.end(), text) != words.end()) return std::string(text);
   std::string known;

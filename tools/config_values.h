@@ -20,6 +20,14 @@ struct End {
   bool default_route = false;
 };
 
+// What may be handed to the kernel, and taken from it, in one piece: all that it offers, unless the
+// file says less.
+struct OffloadChoice {
+  bool tso4 = true, tso6 = true, uso = true;  // of the TUN devices
+  bool gso = true;                            // of the outer UDP sockets
+  auto operator<=>(const OffloadChoice&) const = default;
+};
+
 [[nodiscard]] End parse_end(std::string_view text);
 // Prefixes, separated by commas or spaces, perhaps in braces; without host bits.
 [[nodiscard]] std::vector<ifaces::Prefix> parse_subnets(std::string_view text);
@@ -30,6 +38,8 @@ struct End {
 [[nodiscard]] bool parse_yes_no(std::string_view text);
 [[nodiscard]] dataplane::Encapsulation parse_encapsulation(std::string_view text);
 [[nodiscard]] crypto::Suite parse_esp(std::string_view text);
+// auto, none, or some of tso4, tso6, uso, gso, with commas between.
+[[nodiscard]] OffloadChoice parse_offloads(std::string_view text);
 // Decimal or 0x…, within the limits.
 [[nodiscard]] std::uint32_t parse_number(std::string_view text, std::uint32_t least,
                                          std::uint32_t most);

@@ -88,6 +88,9 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   plane.io = globals.io;
   plane.workers =
       globals.workers != 0 ? globals.workers : std::max(1U, std::thread::hardware_concurrency());
+  plane.pin = globals.pin;
+  plane.offloads = {globals.offloads.tso4, globals.offloads.tso6, globals.offloads.uso};
+  plane.udp_gso = globals.offloads.gso;
   dataplane_.emplace(*registry_, plane);
   devices_.emplace(*dataplane_, netlink_, log_);
   site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
@@ -109,6 +112,7 @@ Config Daemon::load() const {
   if (options_.crypto) globals.crypto = *options_.crypto;
   if (options_.log) globals.log = *options_.log;
   if (options_.workers) globals.workers = *options_.workers;
+  if (options_.offloads) globals.offloads = *options_.offloads;
   if (options_.control) globals.control = *options_.control;
   log_.set_level(parse_log_level(globals.log).value_or(LogLevel::info));
   return config;
@@ -269,6 +273,8 @@ void Daemon::note_fixed(const Globals& next) const {
   note("io", next.io != now.io);
   note("crypto", next.crypto != now.crypto);
   note("workers", next.workers != now.workers);
+  note("pin", next.pin != now.pin);
+  note("offloads", next.offloads != now.offloads);
   note("control", next.control != now.control);
 }
 

@@ -30,6 +30,7 @@ struct DaemonOptions {
   std::filesystem::path config;
   std::optional<std::string> io, crypto, log;
   std::optional<unsigned> workers;  // 0: auto
+  std::optional<OffloadChoice> offloads;
   std::optional<std::filesystem::path> control;
 };
 

@@ -38,8 +38,9 @@ po::options_description option_table() {
   options.add_options()("config", text()->required(), "the configuration file")(
       "io", text(), "engine: auto, io_uring or epoll")(
       "crypto", text(), "backend: auto, ipsec-mb, openssl or sodium")(
-      "workers", text(), "threads that move packets, or auto")("control", text(),
-                                                               "path of the control socket")(
+      "workers", text(), "threads that move packets, or auto")(
+      "offloads", text(), "auto, none, or some of tso4, tso6, uso, gso")(
+      "control", text(), "path of the control socket")(
       "log", text(), "error, warning, info or debug")("version", "print the version and end");
   return options;
 }
@@ -73,6 +74,7 @@ std::optional<DaemonOptions> parse(const std::vector<std::string>& words) {
   out.workers = value_of(*values, "workers", [](const auto& v) {
     return v == "auto" ? 0U : parse_number(v, 1, kMostWorkers);
   });
+  out.offloads = value_of(*values, "offloads", [](const auto& v) { return parse_offloads(v); });
   out.control = value_of(*values, "control", [](auto v) { return std::filesystem::path(v); });
   return out;
 }

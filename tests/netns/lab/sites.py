@@ -38,6 +38,7 @@ def arguments(description, **extra):
     parser.add_argument("--io", default="auto")
     parser.add_argument("--crypto", default="auto")
     parser.add_argument("--workers", default="1")
+    parser.add_argument("--offloads", default="auto")
     parser.add_argument("--esp", default="aes_gcm256")
     for name, default in extra.items():
         parser.add_argument(f"--{name}", default=default, type=type(default))
@@ -145,7 +146,10 @@ class Sites:
             self.options.programs,
             namespace,
             config,
-            [f"--{name}={getattr(self.options, name)}" for name in ("io", "crypto", "workers")],
+            [
+                f"--{name}={getattr(self.options, name)}"
+                for name in ("io", "crypto", "workers", "offloads")
+            ],
         )
         self.daemons.append(made)
         return made

@@ -110,6 +110,14 @@ TEST(Config, GlobalsStandAboveTheFirstSection) {
   EXPECT_EQ(state_file(config.conns.at(0), config.globals), "/var/lib/e/a.state");
 }
 
+TEST(Config, Offloads) {
+  EXPECT_EQ(parse_offloads("auto"), OffloadChoice{});
+  EXPECT_EQ(parse_offloads("none"), (OffloadChoice{false, false, false, false}));
+  EXPECT_EQ(parse_offloads("gso,tso4"), (OffloadChoice{true, false, false, true}));
+  EXPECT_THROW((void)parse_offloads("gro"), std::invalid_argument);
+  EXPECT_THROW((void)parse_offloads("tso4, tso6"), std::invalid_argument);
+}
+
 TEST(Config, ReadsEverySpelling) {
   const std::string base = kEnds + "vti-interface=v\nvti-routing=no\n";
   EXPECT_EQ(conn_of(base + "markin=0x2a/0xff\nmarkout=7\n").mark_in, (dataplane::Mark{42, 255}));
