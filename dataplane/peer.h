@@ -21,8 +21,7 @@ class Peer {
     std::uint32_t before = 0;
     do {
       before = version_.load(std::memory_order_acquire);
-      for (std::size_t i = 0; i < w.size(); ++i) w[i] = words_[i].load(std::memory_order_relaxed);
-      std::atomic_thread_fence(std::memory_order_acquire);
+      for (std::size_t i = 0; i < w.size(); ++i) w[i] = words_[i].load(std::memory_order_acquire);
     } while ((before & 1) != 0 || version_.load(std::memory_order_relaxed) != before);
     return unpack(w);
   }
@@ -33,8 +32,9 @@ class Peer {
     }
     const std::uint32_t v = version_.load(std::memory_order_relaxed);
     version_.store(v + 1, std::memory_order_relaxed);
-    std::atomic_thread_fence(std::memory_order_release);
-    for (std::size_t i = 0; i < w.size(); ++i) words_[i].store(w[i], std::memory_order_relaxed);
+    // Release, so that a reader of a new word also sees the odd version (no fence: ThreadSanitizer
+    // does not know them).
+    for (std::size_t i = 0; i < w.size(); ++i) words_[i].store(w[i], std::memory_order_release);
     version_.store(v + 2, std::memory_order_release);
     writing_.clear(std::memory_order_release);
   }

@@ -14,6 +14,7 @@ from .wait import until
 # With sanitizers a report must fail the test, whatever the program makes of it.
 SANITIZERS = {
     "ASAN_OPTIONS": "exitcode=99:detect_leaks=1",
+    "TSAN_OPTIONS": "exitcode=66:halt_on_error=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
 }
 
