@@ -26,7 +26,7 @@ void read_ports(std::span<const std::uint8_t> packet, std::size_t at, InnerKey& 
 
 bool parse_v4(std::span<const std::uint8_t> packet, InnerKey& key) noexcept {
   if (packet.size() < 20) return false;
-  const std::size_t header = (packet[0] & 0xfU) * 4U;
+  const std::size_t header = std::size_t{packet[0] & 0xfU} * 4;
   key.length = load_be<std::uint16_t>(&packet[2]);
   if (header < 20 || key.length < header || key.length > packet.size()) return false;
   key.tos = packet[1];

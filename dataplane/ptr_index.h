@@ -86,7 +86,9 @@ class PtrIndex {
     std::unique_ptr<std::atomic<Node*>[]> slots;
   };
 
-  static Node* tombstone() noexcept { return reinterpret_cast<Node*>(std::uintptr_t{1}); }
+  // An address that no node has; never followed.
+  static Node* tombstone() noexcept { return reinterpret_cast<Node*>(&kTombstone); }
+  alignas(64) static inline std::byte kTombstone{};
 
   static void place(Table& table, Node* node) noexcept {
     std::size_t i = Traits::hash(Traits::key(*node)) & table.mask;

@@ -39,7 +39,7 @@ class Transmitter {
 
  private:
   // Cache-sized: what is sealed is copied into the kernel soon after.
-  static constexpr std::size_t kArenaBytes = 1024 * 1024;
+  static constexpr std::size_t kArenaBytes = std::size_t{1} << 20;
   static constexpr std::size_t kMaxRuns = 512;
   static constexpr std::size_t kSealBatch = 32;
 
