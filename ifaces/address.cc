@@ -133,7 +133,7 @@ socklen_t Endpoint::to(sockaddr_storage& sa) const noexcept {
 }
 
 std::string Endpoint::str() const {
-  const std::string text = address.str();
+  std::string text = address.str();
   if (port == 0) return text;
   return (address.family == Family::v6 ? "[" + text + "]" : text) + ":" + std::to_string(port);
 }

@@ -13,6 +13,8 @@
 
 namespace espalier::ifaces {
 
+// NOLINT below: clang-tidy 14 takes the 0 that a defaulted comparison compares with for a pointer.
+
 enum class Family : std::uint8_t { none, v4, v6 };
 
 // Network byte order; an IPv4 address uses the first four bytes, the rest are zero.
@@ -28,7 +30,7 @@ struct IpAddress {
   [[nodiscard]] unsigned bits() const noexcept { return family == Family::v6 ? 128 : 32; }
   [[nodiscard]] std::size_t size() const noexcept { return bits() / 8; }
   [[nodiscard]] std::string str() const;
-  auto operator<=>(const IpAddress&) const = default;
+  auto operator<=>(const IpAddress&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 struct Prefix {
@@ -39,7 +41,7 @@ struct Prefix {
   [[nodiscard]] bool contains(const IpAddress& a) const noexcept;
   [[nodiscard]] Prefix network() const noexcept;  // host bits cleared
   [[nodiscard]] std::string str() const;
-  auto operator<=>(const Prefix&) const = default;
+  auto operator<=>(const Prefix&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 struct Endpoint {
@@ -49,8 +51,8 @@ struct Endpoint {
   [[nodiscard]] static Endpoint from(const sockaddr_storage& sa) noexcept;
   // Returns the length to pass with it.
   socklen_t to(sockaddr_storage& sa) const noexcept;
-  [[nodiscard]] std::string str() const;  // 192.0.2.1:4500, [2001:db8::1]:4500
-  auto operator<=>(const Endpoint&) const = default;
+  [[nodiscard]] std::string str() const;              // 192.0.2.1:4500, [2001:db8::1]:4500
+  auto operator<=>(const Endpoint&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 }  // namespace espalier::ifaces

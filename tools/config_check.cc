@@ -96,13 +96,16 @@ void check_ends(const Draft& d, const std::filesystem::path& file) {
 // Every subnet of `a` needs one of its family in `b`, or it would never match a packet.
 void check_families(const Draft& d, const std::filesystem::path& file, const std::string& name,
                     const Prefixes& a, const std::string& other, const Prefixes& b) {
-  for (const Prefix& p : a)
-    if (std::none_of(b.begin(), b.end(), [&p](const Prefix& q) { return is_v6(p) == is_v6(q); }))
-      refuse(file, d.line_of(name),
-             name + " " + p.str() + " has no " + other +
-                 " of its family, so no packet can match "
-                 "it; write an " +
-                 (is_v6(p) ? "IPv6 " : "IPv4 ") + other + " too");
+  for (const Prefix& p : a) {
+    if (std::any_of(b.begin(), b.end(), [&p](const Prefix& q) { return is_v6(p) == is_v6(q); }))
+      continue;
+    std::string text = name + " " + p.str();
+    text.append(" has no ")
+        .append(other)
+        .append(" of its family, so no packet can match it; write ");
+    text.append(is_v6(p) ? "an IPv6 " : "an IPv4 ").append(other).append(" too");
+    refuse(file, d.line_of(name), text);
+  }
 }
 
 void check_subnets(const Draft& d, const std::filesystem::path& file) {
