@@ -193,12 +193,17 @@ TEST_F(Keygen, DiskFullLeavesNothing) {
         ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
         ::mount("tmpfs", folder_.path().c_str(), "tmpfs", 0, "size=16k") != 0)
       ::_exit(77);
-    try {
-      keygen(routed_vpn());
-    } catch (const std::system_error&) {
-      ::_exit(std::filesystem::is_empty(folder_.path()) ? 0 : 1);
-    }
-    ::_exit(2);
+    const auto leaves_nothing_in = [&](const path& folder) {
+      try {
+        keygen(routed_vpn());
+      } catch (const std::system_error&) {
+        return std::filesystem::is_empty(folder);
+      }
+      return false;
+    };
+    if (!leaves_nothing_in(folder_.path())) ::_exit(1);
+    std::filesystem::create_directories(out());
+    ::_exit(leaves_nothing_in(out()) ? 0 : 2);
   }
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);

@@ -1,17 +1,25 @@
 #include "tools/keys.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
+#include <fstream>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "ifaces/unique_fd.h"
 #include "tests/unit/tools/temp_folder.h"
 #include "tools/config.h"
+#include "tools/keygen.h"
 
 namespace espalier::tools {
 namespace {
@@ -206,6 +214,80 @@ TEST_F(KeyFile, NoFileAtAll) {
   EXPECT_THAT(load("fifo"), HasSubstr("not a regular file"));
   folder_.write("long.keys", std::string(5000, '#'), 0600);
   EXPECT_THAT(load("long.keys"), HasSubstr("longer than"));
+}
+
+// How often `masked`, with the mask taken off, occurs in the writable memory of this process. The
+// mask keeps the search from finding itself.
+constexpr std::uint8_t kMask = 0xa7;
+
+int occurrences(const std::vector<std::uint8_t>& masked) {
+  const ifaces::UniqueFd memory(::open("/proc/self/mem", O_RDONLY | O_CLOEXEC));
+  constexpr std::size_t kLargest = std::size_t{1} << 30;  // beyond: what a sanitizer reserves
+  std::vector<std::uint8_t> window(std::size_t{1} << 20);
+  const std::size_t step = window.size() - masked.size() + 1;
+  int found = 0;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream fields(line);
+    std::uintptr_t begin = 0, end = 0;
+    char dash = 0;
+    std::string access;
+    fields >> std::hex >> begin >> dash >> end >> access;
+    if (!access.starts_with("rw") || end - begin > kLargest) continue;
+    for (std::uintptr_t at = begin; at < end; at += step) {
+      const ssize_t n =
+          ::pread(memory.get(), window.data(), std::min<std::size_t>(window.size(), end - at),
+                  static_cast<off_t>(at));
+      const auto last = window.begin() + std::max<ssize_t>(n, 0);
+      const auto same = [](std::uint8_t a, std::uint8_t m) { return a == (m ^ kMask); };
+      for (auto it = window.begin();
+           (it = std::search(it, last, masked.begin(), masked.end(), same)) != last; ++it)
+        ++found;
+      std::fill(window.begin(), window.end(), std::uint8_t{0});  // which is searched, too
+    }
+  }
+  return found;
+}
+
+TEST_F(KeyFile, NothingOfAKeyStaysInMemory) {
+  // In a child, so that making the keys leaves no trace here.
+  const std::filesystem::path file = folder_.path() / "k" / "left" / "tunnel.keys";
+  const pid_t child = ::fork();
+  if (child == 0) {
+    KeygenRequest request;
+    request.conn = "tunnel";
+    request.left = "192.0.2.1";
+    request.right = "192.0.2.2";
+    request.leftsubnet = request.rightsubnet = "10.0.0.0/8";
+    request.out = folder_.path() / "k";
+    keygen(request);
+    ::_exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+
+  // The second half of key-in, as text and as bytes.
+  std::vector<std::uint8_t> text, bytes;
+  {
+    std::array<char, 1024> all{};
+    const ifaces::UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    ASSERT_GT(::read(fd.get(), all.data(), all.size() - 1), 0);
+    const char* key = std::strstr(all.data(), "key-in = ");
+    ASSERT_NE(key, nullptr);
+    key += std::strlen("key-in = ") + 32;
+    const auto digit = [](char c) { return c <= '9' ? c - '0' : c - 'a' + 10; };
+    for (int i = 0; i < 32; ++i) text.push_back(static_cast<std::uint8_t>(key[i] ^ kMask));
+    for (int i = 0; i < 32; i += 2)
+      bytes.push_back(static_cast<std::uint8_t>((digit(key[i]) * 16 + digit(key[i + 1])) ^ kMask));
+    ::explicit_bzero(all.data(), all.size());
+  }
+  ASSERT_EQ(occurrences(text), 0);
+  {
+    const StaticKeys keys = load_keys(file);
+    EXPECT_GE(occurrences(bytes), 1);  // or the search finds nothing at all
+    EXPECT_EQ(occurrences(text), 0);   // the text was needed for reading only
+  }
+  EXPECT_EQ(occurrences(bytes), 0);
 }
 
 }  // namespace
