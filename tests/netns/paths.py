@@ -5,13 +5,46 @@
                               with {IPv4, IPv6} inside
 """
 
+import json
+
 from lab import sites, traffic
+from lab.wait import until
+
+
+def counts(daemon):
+    """Packets and bytes, by SA and by device."""
+    status = daemon.status()
+    found = {sa["direction"]: (sa["packets"], sa["bytes"]) for sa in status["sas"]}
+    (device,) = status["devices"]
+    found["tx"] = device["tx_packets"], device["tx_bytes"]
+    found["rx"] = device["rx_packets"], device["rx_bytes"]
+    return found
+
+
+def counters_are_exact(lab):
+    """Ten echo requests and their replies: each layer counts ten packets of 84 bytes each way."""
+    before = counts(lab.a)
+    traffic.ping(lab.pc_a, sites.PC_B["v4"], count=10)
+    wanted = {name: (packets + 10, size + 840) for name, (packets, size) in before.items()}
+    until(lambda: counts(lab.a) == wanted, f"{wanted}, but {counts(lab.a)}")
+
+
+def status_is_shown(lab):
+    """What the command line prints is what the daemon says."""
+    output, _ = lab.espalier("status", "--json", "--control", lab.a.control)
+    shown = json.loads(output)
+    assert [conn["state"] for conn in shown["conns"]] == ["up"], output
+    assert [sa["spi"] for sa in shown["sas"]] == [sa["spi"] for sa in lab.a.status()["sas"]]
+    output, _ = lab.espalier("status", "--control", lab.a.control)
+    assert f"conn {sites.CONN}: up" in output, output
 
 
 def main():
     options = sites.arguments(__doc__, mebibytes=24)
     with sites.Sites(options) as lab:
         lab.gateways()
+        counters_are_exact(lab)
+        status_is_shown(lab)
         mtu = lab.gw_a.mtu("vti01")
         assert mtu == lab.gw_b.mtu("vti01")
         for family, headers in (("v4", 28), ("v6", 48)):
