@@ -13,7 +13,7 @@ void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) n
   std::uint8_t* data = received.data;
   std::uint32_t left = received.len;
   const std::uint32_t step = received.segment_size != 0 ? received.segment_size : left;
-  do {  // once at least: an empty datagram counts too
+  do {  // once at least, whatever the length says
     const std::uint32_t len = std::min(step, left);
     add_datagram(socket, received, data, len);
     data += len;
