@@ -71,7 +71,7 @@ void send_line(const std::filesystem::path& path, int fd, std::string_view line,
 
 std::string receive_line(const std::filesystem::path& path, int fd, Clock::time_point until) {
   std::string text;
-  std::array<char, 64 * 1024> buffer{};
+  std::array<char, std::size_t{64} * 1024> buffer{};
   for (;;) {
     wait_for(path, fd, POLLIN, until);
     const ssize_t got = ::recv(fd, buffer.data(), buffer.size(), 0);

@@ -223,7 +223,7 @@ bool ControlServer::advance(Client& client) {
 }
 
 bool ControlServer::read_some(Client& client) {
-  std::array<char, 16 * 1024> buffer{};
+  std::array<char, std::size_t{16} * 1024> buffer{};
   const ssize_t got = ::recv(client.fd.get(), buffer.data(), buffer.size(), 0);
   if (got < 0) return errno == EAGAIN || errno == EINTR;
   if (got == 0) {
