@@ -17,6 +17,7 @@
 
 #include "crypto/registry.h"
 #include "dataplane/drop.h"
+#include "dataplane/event.h"
 #include "dataplane/types.h"
 #include "ifaces/tun.h"
 
@@ -52,6 +53,9 @@ struct SaStatus {
   std::uint64_t seq_limit = 0;
   std::array<std::uint64_t, kDropCount> drops{};  // those that can be laid to this SA
   std::optional<std::chrono::steady_clock::time_point> last_packet;
+  std::chrono::steady_clock::time_point added;
+  Lifetime lifetime;
+  bool expired = false;  // a hard limit was reached
 };
 
 struct PolicyStatus {
@@ -91,6 +95,35 @@ class Dataplane {
   // An outbound and an inbound SA of one reqid share what is known of the peer's address.
   SaId add_sa(SaSpec spec);
   void remove_sa(SaId id);
+  // Live: no packet is lost, no number forgotten. Throws std::invalid_argument for an unknown SA.
+  void update_sa(SaId id, const SaUpdate& update);
+  [[nodiscard]] std::optional<SaId> find_sa(Direction direction, Spi spi,
+                                            const ifaces::IpAddress& destination) const;
+  // Sends `count` dummy packets (RFC 4303 §2.6, next header 59) of `length` payload bytes under an
+  // outbound SA.
+  void send_dummies(SaId id, unsigned count, unsigned length);
+
+  // While one lives, no call waits for the workers, and what was removed is freed when the
+  // outermost ends: 100,000 changes cost one grace period. Not a transaction.
+  class Batch {
+   public:
+    explicit Batch(Dataplane& dataplane);
+    ~Batch();
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
+
+   private:
+    Dataplane& dataplane_;
+  };
+
+  // Readable when there are events to take; to be polled by the owner.
+  [[nodiscard]] int event_fd() const noexcept;
+  // In the order of their making, from a queue of fixed size; what did not fit is counted in
+  // events_lost(). Time limits are looked at here and in next_expiry().
+  [[nodiscard]] std::vector<Event> take_events();
+  [[nodiscard]] std::uint64_t events_lost() const noexcept;
+  // When the next time limit of an SA is due: take_events() is to be called then.
+  [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> next_expiry() const;
   // Outbound: numbers up to `limit` may be used from now on.
   void extend_limit(SaId id, std::uint64_t limit);
 
