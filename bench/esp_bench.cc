@@ -79,6 +79,12 @@ int main(int argc, char** argv) {
                                    run(s, *first, Suite::aes_gcm128, 64, flows, Half::lookup);
                                  })
         ->UseManualTime();
+  for (const std::size_t flows : {1, 100000})
+    benchmark::RegisterBenchmark(("encap/flows/" + std::to_string(flows)).c_str(),
+                                 [first, flows](benchmark::State& s) {
+                                   run(s, *first, Suite::aes_gcm128, 64, flows, Half::encap);
+                                 })
+        ->UseManualTime();
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -283,7 +283,7 @@ SaId Dataplane::add_sa(SaSpec spec) {
                                           std::max<std::uint64_t>(spec.next_seq, 1) - 1);
     s.fill(*sa, spec);
     sa->socket = &socket;
-    sa->local = spec.local.address;
+    sa->set_local(spec.local.address);
     sa->follow_peer = spec.follow_peer && spec.encapsulation == Encapsulation::udp;
     const SaId id = sa->id;
     s.tables.add(std::move(sa), spec.keymat.bytes());

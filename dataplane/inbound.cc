@@ -21,6 +21,19 @@ void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) n
   } while (left > 0);
 }
 
+// Of a super-packet only the first: they are of one SA most of the time.
+void Inbound::prefetch_slot(const OuterSocket& socket,
+                            const ifaces::Received& received) const noexcept {
+  if (received.len >= kEspHeader)
+    sad_.prefetch({load_be<std::uint32_t>(received.data), socket.local_words});
+}
+
+void Inbound::prefetch_sa(const OuterSocket& socket,
+                          const ifaces::Received& received) const noexcept {
+  if (received.len >= kEspHeader)
+    sad_.prefetch_node({load_be<std::uint32_t>(received.data), socket.local_words});
+}
+
 void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& received,
                            std::uint8_t* data, std::uint32_t len) noexcept {
   if (socket.encapsulation == Encapsulation::udp && len == 1) return;  // keepalive, RFC 3948 §2.3

@@ -25,6 +25,10 @@ class Inbound final : private TunSink {
 
   // A turn starts; `now_ns`: steady clock.
   void begin_turn(std::int64_t now_ns) noexcept { now_ns_ = now_ns; }
+  // For a turn with many SAs: both for each receive, one after the other, before add().
+  [[nodiscard]] bool worth_prefetching() const noexcept { return sad_.worth_prefetching(); }
+  void prefetch_slot(const OuterSocket& socket, const ifaces::Received& received) const noexcept;
+  void prefetch_sa(const OuterSocket& socket, const ifaces::Received& received) const noexcept;
   // The turn is over: everything added is delivered.
   void end_turn() noexcept;
 

@@ -52,6 +52,8 @@ class SelectorMatcher {
   [[nodiscard]] bool matches(const InnerKey& key) const noexcept;
   // Protocol and ports only; for the SPD, which has found the addresses by hashing.
   [[nodiscard]] bool matches_upper(const InnerKey& key) const noexcept;
+  // Does matches_upper() hold for every packet?
+  [[nodiscard]] bool any_upper() const noexcept { return protocol_ == 0 && any_ports_; }
 
  private:
   AddressWords source_, source_mask_, destination_, destination_mask_;

@@ -33,8 +33,9 @@ class Outbound {
     SegmentPlan plan;
     InnerKey key;
     Device* device;
+    const Policy* policy;  // of a head
     OutboundSa* sa;
-    bool as_before;  // device and flow are those of the item before
+    bool as_before;  // device and flow are those of the item before; otherwise it is a head
   };
 
   // Where a packet goes, or why it does not.
@@ -44,7 +45,8 @@ class Outbound {
   };
 
   void run_batch() noexcept;
-  [[nodiscard]] static Found find(const Item& item) noexcept;
+  void find_policies() noexcept;
+  [[nodiscard]] static Found resolve(const Policy* policy) noexcept;
 
   void encap(std::span<Item> items) noexcept;
 
@@ -54,6 +56,8 @@ class Outbound {
   std::int64_t now_ns_ = 0;
   std::size_t count_ = 0;
   std::array<Item, kBatch> items_;
+  std::size_t head_count_ = 0;
+  std::array<std::uint8_t, kBatch> heads_{};  // which items
 };
 
 }  // namespace espalier::dataplane

@@ -30,23 +30,35 @@ class PtrIndex {
   // Any thread.
   [[nodiscard]] Node* find(const Key& key) const noexcept {
     const Table* table = table_.load(std::memory_order_acquire);
-    for (std::size_t i = Traits::hash(key) & table->mask;; i = (i + 1) & table->mask) {
-      Node* node = table->slots[i].load(std::memory_order_acquire);
-      if (node == nullptr) return nullptr;
-      if (node != tombstone() && Traits::key(*node) == key) return node;
+    const std::uint64_t hash = Traits::hash(key);
+    for (std::size_t i = hash & table->mask;; i = (i + 1) & table->mask) {
+      const Slot slot = table->slots[i].load(std::memory_order_acquire);
+      if (slot == 0) return nullptr;
+      if (slot >> kPointerBits != hash >> kPointerBits || slot == tombstone()) continue;
+      Node* node = node_of(slot);
+      if (Traits::key(*node) == key) return node;
     }
   }
 
-  // Any thread: brings the slot of `key` nearer, for a batch of lookups.
+  // Any thread, for batches of lookups: first prefetch() for all, then prefetch_node(), then
+  // find(), so that their cache misses overlap. Not worth it while the index is small.
+  [[nodiscard]] bool worth_prefetching() const noexcept {
+    return table_.load(std::memory_order_acquire)->mask >= kPrefetchFrom;
+  }
+  // Brings the slot of `key` nearer.
   void prefetch(const Key& key) const noexcept {
     const Table* table = table_.load(std::memory_order_acquire);
     __builtin_prefetch(&table->slots[Traits::hash(key) & table->mask]);
   }
-  // Any thread, after prefetch() has had time to work: brings the first node of the slot nearer.
+  // Brings the node of `key` nearer.
   void prefetch_node(const Key& key) const noexcept {
     const Table* table = table_.load(std::memory_order_acquire);
-    __builtin_prefetch(
-        table->slots[Traits::hash(key) & table->mask].load(std::memory_order_acquire));
+    const std::uint64_t hash = Traits::hash(key);
+    for (std::size_t i = hash & table->mask;; i = (i + 1) & table->mask) {
+      const Slot slot = table->slots[i].load(std::memory_order_acquire);
+      if (slot == 0) return;
+      if (slot >> kPointerBits == hash >> kPointerBits) return __builtin_prefetch(node_of(slot));
+    }
   }
 
   // Control thread. The key must not be there yet.
@@ -62,9 +74,10 @@ class PtrIndex {
   Node* erase(const Key& key) noexcept {
     Table* table = table_.load(std::memory_order_relaxed);
     for (std::size_t i = Traits::hash(key) & table->mask;; i = (i + 1) & table->mask) {
-      Node* node = table->slots[i].load(std::memory_order_relaxed);
-      if (node == nullptr) return nullptr;
-      if (node == tombstone() || !(Traits::key(*node) == key)) continue;
+      const Slot slot = table->slots[i].load(std::memory_order_relaxed);
+      if (slot == 0) return nullptr;
+      Node* node = node_of(slot);
+      if (slot == tombstone() || !(Traits::key(*node) == key)) continue;
       table->slots[i].store(tombstone(), std::memory_order_release);
       --size_;
       return node;
@@ -78,22 +91,35 @@ class PtrIndex {
 
  private:
   static constexpr std::size_t kFirstSlots = 8;
+  static constexpr std::size_t kPrefetchFrom =
+      2048;  // slots; with their nodes more than half an L2
+
+  // An address, and above it the first bits of the hash: what is not looked for is passed by
+  // without being read. 0: empty. User space ends below 2^47 unless it asks for more.
+  using Slot = std::uint64_t;
+  static constexpr unsigned kPointerBits = 48;
 
   struct Table {
     explicit Table(std::size_t count)
-        : mask(count - 1), slots(std::make_unique<std::atomic<Node*>[]>(count)) {}
+        : mask(count - 1), slots(std::make_unique<std::atomic<Slot>[]>(count)) {}
     std::size_t mask;
-    std::unique_ptr<std::atomic<Node*>[]> slots;
+    std::unique_ptr<std::atomic<Slot>[]> slots;
   };
 
+  static Node* node_of(Slot slot) noexcept {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): made from a pointer by place()
+    return reinterpret_cast<Node*>(slot & ((Slot{1} << kPointerBits) - 1));
+  }
   // An address that no node has; never followed.
-  static Node* tombstone() noexcept { return reinterpret_cast<Node*>(&kTombstone); }
+  static Slot tombstone() noexcept { return reinterpret_cast<Slot>(&kTombstone); }
   alignas(64) static inline std::byte kTombstone{};
 
   static void place(Table& table, Node* node) noexcept {
-    std::size_t i = Traits::hash(Traits::key(*node)) & table.mask;
-    while (table.slots[i].load(std::memory_order_relaxed) != nullptr) i = (i + 1) & table.mask;
-    table.slots[i].store(node, std::memory_order_release);
+    const std::uint64_t hash = Traits::hash(Traits::key(*node));
+    std::size_t i = hash & table.mask;
+    while (table.slots[i].load(std::memory_order_relaxed) != 0) i = (i + 1) & table.mask;
+    const Slot slot = reinterpret_cast<Slot>(node) | hash >> kPointerBits << kPointerBits;
+    table.slots[i].store(slot, std::memory_order_release);
   }
 
   // Without the tombstones, at most a quarter full.
@@ -103,8 +129,8 @@ class PtrIndex {
     auto fresh = std::make_unique<Table>(count);
     Table* table = table_.load(std::memory_order_relaxed);
     for (std::size_t i = 0; i <= table->mask; ++i) {
-      Node* node = table->slots[i].load(std::memory_order_relaxed);
-      if (node != nullptr && node != tombstone()) place(*fresh, node);
+      const Slot slot = table->slots[i].load(std::memory_order_relaxed);
+      if (slot != 0 && slot != tombstone()) place(*fresh, node_of(slot));
     }
     old_.emplace_back(table);
     used_ = size_;

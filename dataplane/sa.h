@@ -24,6 +24,7 @@ namespace espalier::dataplane {
 struct SaCommon {
   SaId id{};
   Spi spi{};
+  AddressWords local_words{};  // in: of the outer destination
   std::uint32_t reqid = 0;
   Encapsulation encapsulation{};
   bool esn = false;
@@ -89,6 +90,11 @@ struct InboundSa : SaCommon {
   ReplayWindow window;
   SaCounters counters;
   std::array<std::atomic<std::uint32_t>, kDropCount> drops{};
+
+  void set_local(const ifaces::IpAddress& address) noexcept {
+    local = address;
+    local_words = words(address);
+  }
 
   explicit InboundSa(std::uint32_t window_bits, std::uint64_t top) : window(window_bits, top) {}
 };

@@ -9,7 +9,7 @@ namespace espalier::dataplane {
 struct SadTraits {
   using Key = SadKey;
   static Key key(const InboundSa& sa) noexcept {
-    return {static_cast<std::uint32_t>(sa.spi), words(sa.local)};
+    return {static_cast<std::uint32_t>(sa.spi), sa.local_words};
   }
   static std::uint64_t hash(const Key& k) noexcept {
     return hash_words(k.spi ^ k.local[0], k.local[1]);

@@ -49,8 +49,10 @@ bool before(const Policy* a, const Policy* b) {
 
 }  // namespace
 
-struct Spd::Bucket {
+struct alignas(64) Spd::Bucket {
   PrefixPair prefixes;
+  // The only policy, if it is one for every upper layer: then nothing more needs to be read.
+  std::atomic<const Policy*> only{nullptr};
   std::atomic<const PolicyList*> list{nullptr};
   std::size_t at = 0;  // in its Shape's `owned`
   ~Bucket() { delete list.load(std::memory_order_relaxed); }
@@ -94,6 +96,10 @@ const Policy* Spd::find(const InnerKey& key) const noexcept {
       break;  // the shapes are in the order of their best
     const Bucket* bucket = shape->buckets.find(shape->prefixes(key));
     if (bucket == nullptr) continue;
+    if (best == nullptr) {
+      best = bucket->only.load(std::memory_order_acquire);
+      if (best != nullptr) continue;
+    }
     for (const Policy* policy : *bucket->list.load(std::memory_order_acquire)) {
       if (best != nullptr && !better(*policy, *best)) break;
       if (policy->matcher.matches_upper(key)) {
@@ -107,7 +113,14 @@ const Policy* Spd::find(const InnerKey& key) const noexcept {
 
 void Spd::prefetch(const InnerKey& key) const noexcept {
   for (const Shape* shape : *shapes_.load(std::memory_order_acquire))
-    if (shape->ipv6 == key.ipv6) shape->buckets.prefetch(shape->prefixes(key));
+    if (shape->ipv6 == key.ipv6 && shape->buckets.worth_prefetching())
+      shape->buckets.prefetch(shape->prefixes(key));
+}
+
+void Spd::prefetch_bucket(const InnerKey& key) const noexcept {
+  for (const Shape* shape : *shapes_.load(std::memory_order_acquire))
+    if (shape->ipv6 == key.ipv6 && shape->buckets.worth_prefetching())
+      shape->buckets.prefetch_node(shape->prefixes(key));
 }
 
 void Spd::publish(std::vector<Shape*> shapes) {
@@ -149,15 +162,18 @@ void Spd::add(const Policy& policy) {
       bucket == nullptr ? nullptr : bucket->list.load(std::memory_order_relaxed);
   auto list = std::make_unique<PolicyList>(before_list == nullptr ? PolicyList{} : *before_list);
   list->insert(std::upper_bound(list->begin(), list->end(), &policy, before), &policy);
+  const Policy* only = list->size() == 1 && policy.matcher.any_upper() ? &policy : nullptr;
   if (bucket == nullptr) {
     shape->owned.push_back(std::make_unique<Bucket>());
     bucket = shape->owned.back().get();
     bucket->at = shape->owned.size() - 1;
     bucket->prefixes = prefixes;
     bucket->list.store(list.release(), std::memory_order_release);
+    bucket->only.store(only, std::memory_order_release);
     shape->buckets.insert(bucket);
   } else {
     bucket->list.store(list.release(), std::memory_order_release);
+    bucket->only.store(only, std::memory_order_release);
     if (before_list != nullptr) old_lists_.emplace_back(before_list);
   }
   ++size_;
@@ -187,6 +203,8 @@ void Spd::remove(const Policy& policy) {
     if (std::erase(*rest, &policy) == 0) return;
     --size_;
     const bool empty = rest->empty();
+    const bool any_upper = rest->size() == 1 && rest->front()->matcher.any_upper();
+    bucket->only.store(any_upper ? rest->front() : nullptr, std::memory_order_release);
     bucket->list.store(rest.release(), std::memory_order_release);
     old_lists_.emplace_back(list);
     if (!empty) return;

@@ -19,13 +19,15 @@ namespace espalier::dataplane {
 
 struct OutboundSa;
 
-// A policy, shared by the devices that it applies to.
-struct Policy {
-  Policy(PolicyId i, const PolicySpec& s) : id(i), spec(s), matcher(s.selector) {}
-  PolicyId id;
-  PolicySpec spec;
-  SelectorMatcher matcher;
+// A policy, shared by the devices that it applies to. What every packet needs comes first: one
+// cache line.
+struct alignas(64) Policy {
+  Policy(PolicyId i, const PolicySpec& s) : id(i), action(s.action), matcher(s.selector), spec(s) {}
   std::atomic<OutboundSa*> sa{nullptr};  // the newest of its reqid
+  PolicyId id;
+  PolicyAction action;
+  SelectorMatcher matcher;
+  PolicySpec spec;
 };
 
 class Spd {
@@ -38,8 +40,10 @@ class Spd {
   // Any thread: the policy with the lowest priority number that matches; of equal ones the one with
   // the longer prefixes. Null if there is none.
   [[nodiscard]] const Policy* find(const InnerKey& key) const noexcept;
-  // Any thread: for batches. First all prefetch(), then all find().
+  // Any thread: for batches, as PtrIndex has it. First prefetch() for all, then prefetch_bucket(),
+  // then find().
   void prefetch(const InnerKey& key) const noexcept;
+  void prefetch_bucket(const InnerKey& key) const noexcept;
 
   // Control thread. `policy` must stay until removed and a grace period has passed.
   void add(const Policy& policy);

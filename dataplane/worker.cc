@@ -97,6 +97,15 @@ void Worker::count_errors(ifaces::Engine& engine) noexcept {
   }
 }
 
+// Passes over the turn, so that the cache misses of its lookups overlap.
+void Worker::prefetch(std::span<const ifaces::Received> received,
+                      const Inbound& inbound) const noexcept {
+  for (const auto pass : {&Inbound::prefetch_slot, &Inbound::prefetch_sa})
+    for (const ifaces::Received& r : received)
+      if (const OuterSocket* socket = owners_[r.port].socket; socket != nullptr)
+        (inbound.*pass)(*socket, r);
+}
+
 void Worker::loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound) {
   for (;;) {
     const std::span<ifaces::Received> received = engine.turn(true);
@@ -104,6 +113,8 @@ void Worker::loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound) 
     const std::int64_t now_ns = coarse_now_ns();
     outbound.begin_turn(now_ns);
     inbound.begin_turn(now_ns);
+    if (inbound.worth_prefetching()) [[unlikely]]
+      prefetch(received, inbound);
     for (const ifaces::Received& r : received) {
       const PortOwner& owner = owners_[r.port];
       if (owner.device != nullptr) {

@@ -50,6 +50,7 @@ class Worker {
  private:
   void run(const Setup& setup, const Sad& sad);
   void loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound);
+  void prefetch(std::span<const ifaces::Received> received, const Inbound& inbound) const noexcept;
   void count_errors(ifaces::Engine& engine) noexcept;
   bool run_jobs(ifaces::Engine& engine);
 

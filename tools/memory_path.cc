@@ -124,7 +124,7 @@ void MemoryPath::State::add_flow(const crypto::Backend& backend, std::size_t i) 
   out->seq_limit = ~std::uint64_t{0} - 1;
   auto in = std::make_unique<InboundSa>(4096, 0);
   fill(*in);
-  in->local = peer.address;
+  in->set_local(peer.address);
   in->follow_peer = true;
 
   PolicySpec spec;
@@ -208,8 +208,11 @@ std::size_t MemoryPath::lookup() {
   }
   std::size_t found = 0;
   for (const InnerKey& key : keys) s.device.policies.prefetch(key);
-  for (const SadKey& key : spis) s.sad.prefetch(key);
-  for (const SadKey& key : spis) s.sad.prefetch_node(key);
+  for (const InnerKey& key : keys) s.device.policies.prefetch_bucket(key);
+  if (s.sad.worth_prefetching()) {
+    for (const SadKey& key : spis) s.sad.prefetch(key);
+    for (const SadKey& key : spis) s.sad.prefetch_node(key);
+  }
   for (const InnerKey& key : keys) found += s.device.policies.find(key) != nullptr ? 1U : 0U;
   for (const SadKey& key : spis) found += s.sad.find(key) != nullptr ? 1U : 0U;
   return found;

@@ -115,7 +115,7 @@ TEST(Concurrency, ReadersOfAChangingTable) {
   for (std::uint32_t i = 0; i < kSteady + kPassing; ++i) {
     sas.push_back(std::make_unique<InboundSa>(64, 0));
     sas.back()->spi = Spi{kFirstSpi + i};
-    sas.back()->local = local;
+    sas.back()->set_local(local);
   }
   Sad sad;
   for (std::uint32_t i = 0; i < kSteady; ++i) sad.insert(sas[i].get());
