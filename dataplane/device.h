@@ -14,9 +14,26 @@
 
 namespace espalier::dataplane {
 
+// How many ICMP errors may be sent (RFC 4443 §2.4(f)): as many as the kernel itself allows
+// (net.ipv4.icmp_msgs_per_sec and icmp_msgs_burst).
+struct TokenBucket {
+  static constexpr std::int64_t kIntervalNs = 1'000'000;
+  static constexpr std::int64_t kBurst = 50;
+  std::int64_t full_at_ns = 0;  // when there are kBurst tokens again
+
+  [[nodiscard]] bool has(std::int64_t now_ns) const noexcept {
+    return full_at_ns - now_ns <= (kBurst - 1) * kIntervalNs;
+  }
+  void take(std::int64_t now_ns) noexcept {
+    full_at_ns = (full_at_ns > now_ns ? full_at_ns : now_ns) + kIntervalNs;
+  }
+};
+
 // One worker's share; only that worker writes.
 struct alignas(64) DeviceCounters {
   std::atomic<std::uint64_t> rx_packets{0}, rx_bytes{0}, tx_packets{0}, tx_bytes{0}, tx_no_sa{0};
+  std::atomic<std::uint64_t> icmp_sent{0};
+  TokenBucket icmp_limit;  // nobody else looks at it
 };
 
 // Adds to a counter that one thread writes and others read.

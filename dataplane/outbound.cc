@@ -9,7 +9,7 @@
 namespace espalier::dataplane {
 
 Outbound::Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters)
-    : worker_(worker), counters_(counters), transmitter_(worker, engine, counters) {}
+    : worker_(worker), counters_(counters), transmitter_(worker, engine, counters), icmp_(engine) {}
 
 void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept {
   if (count_ == kBatch) run_batch();
@@ -58,6 +58,16 @@ Outbound::Found Outbound::resolve(const Policy* policy) noexcept {
   return {nullptr, Drop::policy_discard};
 }
 
+// It does not go on in any form; its sender is told (RFC 4301 §7.4).
+void Outbound::refuse(const Item& item, Drop reason) noexcept {
+  counters_.drop(reason, item.plan.count);
+  DeviceCounters& device = item.device->counters[worker_];
+  if (reason == Drop::no_sa) bump(device.tx_no_sa, item.plan.count);
+  icmp_.answer(device, item.packet,
+               reason == Drop::policy_discard ? IcmpReason::prohibited : IcmpReason::unreachable,
+               segment_length(item.plan, 0));
+}
+
 void Outbound::run_batch() noexcept {
   find_policies();
   std::size_t good = 0;
@@ -66,9 +76,7 @@ void Outbound::run_batch() noexcept {
     Item& item = items_[i];
     if (!item.as_before) found = resolve(item.policy);
     if (found.sa == nullptr) [[unlikely]] {
-      counters_.drop(found.reason, item.plan.count);
-      if (found.reason == Drop::no_sa)
-        bump(item.device->counters[worker_].tx_no_sa, item.plan.count);
+      refuse(item, found.reason);
       continue;
     }
     item.sa = found.sa;
@@ -91,14 +99,20 @@ void Outbound::encap(std::span<Item> items) noexcept {
   std::uint64_t wanted = 0;
   for (const Item& item : items) wanted += item.plan.count;
   const ifaces::Endpoint to = sa.peer->get();
-  if (to.address.is_any()) return counters_.drop(Drop::no_peer, wanted);
+  if (to.address.is_any()) {
+    for (const Item& item : items) refuse(item, Drop::no_peer);
+    return;
+  }
 
   std::uint64_t seq = 0;
   const std::uint64_t usable = sa.reserve(wanted, seq);
   if (usable < wanted) {
-    counters_.drop(Drop::seq_exhausted, wanted - usable);
     sa.exhausted.fetch_add(wanted - usable, std::memory_order_relaxed);
-    if (usable == 0) return;
+    if (usable == 0) {
+      for (const Item& item : items) refuse(item, Drop::seq_exhausted);
+      return;
+    }
+    counters_.drop(Drop::seq_exhausted, wanted - usable);
   }
   const std::uint64_t end = seq + usable;
 

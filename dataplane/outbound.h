@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "dataplane/device.h"
+#include "dataplane/icmp_sender.h"
 #include "dataplane/segment.h"
 #include "dataplane/transmitter.h"
 
@@ -20,9 +21,14 @@ class Outbound {
   void add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept;
 
   // A turn starts; `now_ns`: steady clock.
-  void begin_turn(std::int64_t now_ns) noexcept { now_ns_ = now_ns; }
+  void begin_turn(std::int64_t now_ns) noexcept {
+    now_ns_ = now_ns;
+    icmp_.begin_turn(now_ns);
+  }
   // The turn is over: everything added is sealed and queued.
   void end_turn() noexcept;
+
+  [[nodiscard]] IcmpSender& icmp() noexcept { return icmp_; }
 
  private:
   // Reads looked up together, so that the cache misses of their lookups overlap.
@@ -47,12 +53,14 @@ class Outbound {
   void run_batch() noexcept;
   void find_policies() noexcept;
   [[nodiscard]] static Found resolve(const Policy* policy) noexcept;
+  void refuse(const Item& item, Drop reason) noexcept;
 
   void encap(std::span<Item> items) noexcept;
 
   unsigned worker_;
   WorkerCounters& counters_;
   Transmitter transmitter_;
+  IcmpSender icmp_;
   std::int64_t now_ns_ = 0;
   std::size_t count_ = 0;
   std::array<Item, kBatch> items_;

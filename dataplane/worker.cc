@@ -61,6 +61,7 @@ void Worker::run(const Setup& setup, const Sad& sad) {
       std::string why;
       engine = ifaces::make_engine(setup.io, why);
       outbound = std::make_unique<Outbound>(setup.index, *engine, counters_);
+      outbound->icmp().open(false);
       inbound = std::make_unique<Inbound>(setup.index, *engine, sad, counters_, setup.offloads);
       engine_text_ = std::string(engine->name()) + " (" + engine->features() + ")";
       if (!why.empty()) engine_text_ += " since " + why;

@@ -27,6 +27,7 @@ namespace espalier::ifaces {
 using Port = std::uint16_t;  // an attached descriptor; small, dense, reused after detach()
 inline constexpr std::size_t kMaxPorts = 4096;
 
+// raw_esp4, raw_esp6: any raw socket; with IPv4 the kernel shows the IP header.
 enum class PortKind : std::uint8_t { tun, udp, raw_esp4, raw_esp6 };
 
 // One completed receive: at least one byte; empty datagrams are not handed over.
