@@ -13,6 +13,7 @@ namespace espalier::dataplane {
   /* outbound */                                                                                  \
   X(malformed_inner, "the TUN handed over something that is no IP packet, or contradicts itself") \
   X(no_policy, "no outbound policy for this device, mark and selector")                           \
+  X(policy_bypass, "a policy says bypass, but a route led the packet into the tunnel's device")   \
   X(policy_discard, "a policy says discard")                                                      \
   X(no_sa, "a policy, but no outbound SA to protect the packet")                                  \
   X(no_peer, "the peer's address is not known yet")                                               \

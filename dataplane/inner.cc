@@ -5,7 +5,8 @@
 namespace espalier::dataplane {
 namespace {
 
-constexpr std::uint8_t kTcp = 6, kUdp = 17, kDccp = 33, kSctp = 132, kUdpLite = 136;
+constexpr std::uint8_t kIcmp = 1, kTcp = 6, kUdp = 17, kDccp = 33, kIcmp6 = 58, kSctp = 132,
+                       kMobility = 135, kUdpLite = 136;
 
 constexpr bool protocol_has_ports(std::uint8_t protocol) {
   return protocol == kTcp || protocol == kUdp || protocol == kDccp || protocol == kSctp ||
@@ -13,14 +14,22 @@ constexpr bool protocol_has_ports(std::uint8_t protocol) {
 }
 
 constexpr bool is_extension(std::uint8_t next) {
-  return next == 0 || next == 43 || next == 60 ||
-         next == 135;  // hop, routing, destination, mobility
+  return next == 0 || next == 43 || next == 60;  // hop by hop, routing, destination
 }
 
 void read_ports(std::span<const std::uint8_t> packet, std::size_t at, InnerKey& key) noexcept {
-  if (!protocol_has_ports(key.protocol) || at + 4 > key.length) return;
-  key.source_port = load_be<std::uint16_t>(&packet[at]);
-  key.destination_port = load_be<std::uint16_t>(&packet[at + 2]);
+  if (at + 4 > key.length) return;
+  if (protocol_has_ports(key.protocol)) {
+    key.source_port = load_be<std::uint16_t>(&packet[at]);
+    key.destination_port = load_be<std::uint16_t>(&packet[at + 2]);
+  } else if (key.protocol == (key.ipv6 ? kIcmp6 : kIcmp)) {
+    key.source_port = packet[at];
+    key.destination_port = packet[at + 1];
+  } else if (key.ipv6 && key.protocol == kMobility) {
+    key.source_port = packet[at + 2];  // RFC 6275 §6.1.1: MH Type
+  } else {
+    return;
+  }
   key.has_ports = true;
 }
 
@@ -100,20 +109,24 @@ bool parse_inner(std::span<const std::uint8_t> packet, InnerKey& key) noexcept {
 SelectorMatcher::SelectorMatcher(const Selector& s) noexcept
     : source_mask_(prefix_mask(s.source.length)),
       destination_mask_(prefix_mask(s.destination.length)),
+      ipv6_(s.source.address.family == ifaces::Family::v6),
+      any_ports_(s.source_port_first == 0 && s.source_port_last == 65535 &&
+                 s.destination_port_first == 0 && s.destination_port_last == 65535),
+      protocol_(s.protocol),
       source_port_first_(s.source_port_first),
       source_port_last_(s.source_port_last),
       destination_port_first_(s.destination_port_first),
-      destination_port_last_(s.destination_port_last),
-      protocol_(s.protocol),
-      ipv6_(s.source.address.family == ifaces::Family::v6),
-      any_ports_(s.source_port_first == 0 && s.source_port_last == 65535 &&
-                 s.destination_port_first == 0 && s.destination_port_last == 65535) {
+      destination_port_last_(s.destination_port_last) {
   source_ = words(s.source.address);
   destination_ = words(s.destination.address);
   for (std::size_t i = 0; i < 2; ++i) {
     source_[i] &= source_mask_[i];
     destination_[i] &= destination_mask_[i];
   }
+  if (s.source_range) source_range_ = {words(s.source_range->first), words(s.source_range->last)};
+  if (s.destination_range)
+    destination_range_ = {words(s.destination_range->first), words(s.destination_range->last)};
+  prefixes_only_ = protocol_ == 0 && any_ports_ && !s.source_range && !s.destination_range;
 }
 
 bool SelectorMatcher::matches(const InnerKey& key) const noexcept {
@@ -121,11 +134,13 @@ bool SelectorMatcher::matches(const InnerKey& key) const noexcept {
                                 ((key.source[1] & source_mask_[1]) ^ source_[1]) |
                                 ((key.destination[0] & destination_mask_[0]) ^ destination_[0]) |
                                 ((key.destination[1] & destination_mask_[1]) ^ destination_[1]);
-  return differs == 0 && key.ipv6 == ipv6_ && matches_upper(key);
+  return differs == 0 && key.ipv6 == ipv6_ && matches_rest(key);
 }
 
-bool SelectorMatcher::matches_upper(const InnerKey& key) const noexcept {
+bool SelectorMatcher::matches_ranges(const InnerKey& key) const noexcept {
   if (protocol_ != 0 && protocol_ != key.protocol) return false;
+  if (!source_range_.contains(key.source) || !destination_range_.contains(key.destination))
+    return false;
   if (any_ports_) return true;
   // RFC 4301 §4.4.1.1: what has no ports to look at (later fragments) matches only ANY.
   return key.has_ports && key.source_port >= source_port_first_ &&

@@ -25,13 +25,15 @@ using AddressWords = std::array<std::uint64_t, 2>;
 struct InnerKey {
   AddressWords source;
   AddressWords destination;
-  std::uint32_t length;  // of the IP packet by its own header, bytes
-  std::uint16_t source_port;
-  std::uint16_t destination_port;
+  std::uint32_t length;            // of the IP packet by its own header, bytes
+  std::uint16_t source_port;       // ICMP, ICMPv6, Mobility Header: the type
+  std::uint16_t destination_port;  // ICMP, ICMPv6: the code
   std::uint8_t protocol;
   std::uint8_t tos;  // TOS or traffic class
   bool ipv6;
-  bool has_ports;  // TCP, UDP, UDP-Lite, SCTP, DCCP; not in a fragment but the first
+  // The two ports mean something: TCP, UDP, UDP-Lite, SCTP, DCCP, ICMP, ICMPv6, Mobility Header;
+  // not in a fragment but the first.
+  bool has_ports;
 };
 
 // Would every selector treat them alike?
@@ -50,18 +52,32 @@ class SelectorMatcher {
  public:
   explicit SelectorMatcher(const Selector& selector) noexcept;
   [[nodiscard]] bool matches(const InnerKey& key) const noexcept;
-  // Protocol and ports only; for the SPD, which has found the addresses by hashing.
-  [[nodiscard]] bool matches_upper(const InnerKey& key) const noexcept;
-  // Does matches_upper() hold for every packet?
-  [[nodiscard]] bool any_upper() const noexcept { return protocol_ == 0 && any_ports_; }
+  // What the prefixes do not say: ranges, protocol and ports; for the SPD, which has found the
+  // prefixes by hashing.
+  [[nodiscard]] bool matches_rest(const InnerKey& key) const noexcept {
+    return prefixes_only_ || matches_ranges(key);
+  }
+  // Does matches_rest() hold for every packet?
+  [[nodiscard]] bool any_rest() const noexcept { return prefixes_only_; }
 
  private:
+  struct WordRange {
+    AddressWords first{}, last{~std::uint64_t{0}, ~std::uint64_t{0}};
+    [[nodiscard]] bool contains(const AddressWords& a) const noexcept {
+      return !(a < first) && !(last < a);
+    }
+  };
+
+  [[nodiscard]] bool matches_ranges(const InnerKey& key) const noexcept;
+
   AddressWords source_, source_mask_, destination_, destination_mask_;
+  bool ipv6_;
+  bool prefixes_only_;
+  bool any_ports_;
+  std::uint8_t protocol_;
   std::uint16_t source_port_first_, source_port_last_;
   std::uint16_t destination_port_first_, destination_port_last_;
-  std::uint8_t protocol_;
-  bool ipv6_;
-  bool any_ports_;
+  WordRange source_range_, destination_range_;
 };
 
 }  // namespace espalier::dataplane

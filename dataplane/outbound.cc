@@ -52,6 +52,7 @@ Outbound::Found Outbound::resolve(const Policy* policy) noexcept {
     case PolicyAction::protect:
       return {policy->sa.load(std::memory_order_acquire), Drop::no_sa};
     case PolicyAction::bypass:  // a TUN has no way round the tunnel
+      return {nullptr, Drop::policy_bypass};
     case PolicyAction::discard:
       break;
   }

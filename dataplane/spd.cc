@@ -102,7 +102,7 @@ const Policy* Spd::find(const InnerKey& key) const noexcept {
     }
     for (const Policy* policy : *bucket->list.load(std::memory_order_acquire)) {
       if (best != nullptr && !better(*policy, *best)) break;
-      if (policy->matcher.matches_upper(key)) {
+      if (policy->matcher.matches_rest(key)) {
         best = policy;
         break;
       }
@@ -162,7 +162,7 @@ void Spd::add(const Policy& policy) {
       bucket == nullptr ? nullptr : bucket->list.load(std::memory_order_relaxed);
   auto list = std::make_unique<PolicyList>(before_list == nullptr ? PolicyList{} : *before_list);
   list->insert(std::upper_bound(list->begin(), list->end(), &policy, before), &policy);
-  const Policy* only = list->size() == 1 && policy.matcher.any_upper() ? &policy : nullptr;
+  const Policy* only = list->size() == 1 && policy.matcher.any_rest() ? &policy : nullptr;
   if (bucket == nullptr) {
     shape->owned.push_back(std::make_unique<Bucket>());
     bucket = shape->owned.back().get();
@@ -203,7 +203,7 @@ void Spd::remove(const Policy& policy) {
     if (std::erase(*rest, &policy) == 0) return;
     --size_;
     const bool empty = rest->empty();
-    const bool any_upper = rest->size() == 1 && rest->front()->matcher.any_upper();
+    const bool any_upper = rest->size() == 1 && rest->front()->matcher.any_rest();
     bucket->only.store(any_upper ? rest->front() : nullptr, std::memory_order_release);
     bucket->list.store(rest.release(), std::memory_order_release);
     old_lists_.emplace_back(list);

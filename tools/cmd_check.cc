@@ -30,9 +30,32 @@ std::optional<Side> own_side(const Conn& conn) {
   }
 }
 
+void print_policies(const Conn& conn, Side own, const Compiled& made) {
+  std::cout << "  routes     " << join(made.routes) << "\n";
+  const std::vector<Subnet> peers = peer_subnets(conn, own);
+  for (const Subnet& mine : peer_subnets(conn, own == Side::left ? Side::right : Side::left))
+    for (const Subnet& theirs : peers)
+      if (mine.family() == theirs.family())
+        std::cout << "  policy     " << str(conn, own, mine)
+                  << " === " << str(conn, own == Side::left ? Side::right : Side::left, theirs)
+                  << "\n";
+}
+
+void print_policy_conn(const Conn& conn, Side own) {
+  const bool bypass = conn.action == dataplane::PolicyAction::bypass;
+  std::cout << "conn " << conn.name << "\n  "
+            << (bypass ? "passes by   the tunnels: no route of ours leads there; what another "
+                         "conn's route leads into a\n             device all the same is "
+                         "dropped, for nothing leaves a tunnel in the clear"
+                       : "drops       what is routed into a device and matches")
+            << "\n  mark       " << (conn.mark_out.mask == 0 ? "any" : str(conn.mark_out)) << "\n";
+  print_policies(conn, own, compile(conn, own, {}, {}, 1));
+}
+
 void print(const Conn& conn) {
   const std::optional<Side> found = own_side(conn);
   const Side own = found.value_or(Side::left);
+  if (conn.action != dataplane::PolicyAction::protect) return print_policy_conn(conn, own);
   // Any address does: it is not printed, and the daemon asks the routing table.
   const bool ipv6 = remote_address(conn, own).family == ifaces::Family::v6;
   const ifaces::IpAddress local =
@@ -53,12 +76,8 @@ void print(const Conn& conn) {
             << crypto::info(sa.suite).name << (sa.esn ? ", ESN" : "") << "\n  device     "
             << made.device.name << ", mark " << str(conn.mark_out)
             << (conn.mark_in == conn.mark_out ? "" : " out, " + str(conn.mark_in) + " in")
-            << ", addresses " << join(made.addresses) << "\n  routes     " << join(made.routes)
-            << "\n";
-  for (const dataplane::PolicySpec& policy : made.policies)
-    if (policy.direction == dataplane::Direction::out)
-      std::cout << "  policy     " << policy.selector.source.str()
-                << " === " << policy.selector.destination.str() << "\n";
+            << ", addresses " << join(made.addresses) << "\n";
+  print_policies(conn, own, made);
 }
 
 }  // namespace

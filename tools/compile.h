@@ -20,7 +20,7 @@ inline constexpr std::string_view kDefaultDevice = "espalier0";
 enum class Side : std::uint8_t { left, right };
 
 // Which end is this host? `is_local` tells whether an address is one of this host's. Throws
-// ConfigError if neither end is, or both are.
+// ConfigError if neither end is, or both are. A conn without SAs may name neither: then it is left.
 [[nodiscard]] Side orient(const Conn& conn,
                           const std::function<bool(const ifaces::IpAddress&)>& is_local);
 
@@ -31,19 +31,24 @@ enum class Side : std::uint8_t { left, right };
 
 // The subnets that the conn routes through its device as seen from `own`; the peer itself if the
 // conn has no subnet for it.
-[[nodiscard]] std::vector<ifaces::Prefix> peer_subnets(const Conn& conn, Side own);
+[[nodiscard]] std::vector<Subnet> peer_subnets(const Conn& conn, Side own);
 // The one of them, if vti-routing is on, that would lead the tunnel's own packets into the tunnel:
 // it covers the peer.
 [[nodiscard]] std::optional<ifaces::Prefix> looping_route(const Conn& conn, Side own);
 // What is wrong with it, and what to write instead.
 [[nodiscard]] std::string loop_text(const Conn& conn, Side own, const ifaces::Prefix& route);
 
+// What --check and the status show of a selector: 10.1.3.0/24, 10.1.3.1-10.1.3.9 tcp/22
+[[nodiscard]] std::string str(const Conn& conn, Side side, const Subnet& subnet);
+
 // One conn, as one gateway sees it.
 struct Compiled {
-  dataplane::DeviceSpec device;                 // equal for all conns that share the device
-  std::optional<unsigned> mtu;                  // as configured
-  std::vector<ifaces::Prefix> addresses;        // of the device
-  std::vector<ifaces::Prefix> routes;           // through the device
+  bool has_sas = true;                    // false: policies only, and nothing below but `routes`
+  bool uses_device = true;                // false: policies only, and no route leads anywhere
+  dataplane::DeviceSpec device;           // equal for all conns that share the device
+  std::optional<unsigned> mtu;            // as configured
+  std::vector<ifaces::Prefix> addresses;  // of the device
+  std::vector<ifaces::Prefix> routes;     // through the device
   std::vector<dataplane::PolicySpec> policies;  // out and in, one of each per pair of subnets
   dataplane::SaSpec sa_out, sa_in;              // next_seq and seq_limit are the caller's to set
 };

@@ -13,6 +13,7 @@
 #include "dataplane/types.h"
 #include "ifaces/address.h"
 #include "tools/config_values.h"
+#include "tools/subnet.h"
 
 namespace espalier::tools {
 
@@ -31,10 +32,15 @@ struct Conn {
   ifaces::IpAddress left, right;        // one of them may be of no family: %any, %defaultroute
   bool left_is_default_route = false;   // %defaultroute: resolved when the conn comes up
   bool right_is_default_route = false;  // never both
-  std::vector<ifaces::Prefix> leftsubnet, rightsubnet;  // empty in the file: the host itself
-  dataplane::Mark mark_in, mark_out;                    // {0, 0} without a vti-interface
-  std::string vti_interface;                            // empty: the shared default device
-  bool vti_routing = true;                              // as libreswan documents it
+  // protect: a tunnel (type=tunnel). bypass, discard: no SAs, only policies, which hold on every
+  // device that the mark matches (type=passthrough, drop, reject).
+  dataplane::PolicyAction action = dataplane::PolicyAction::protect;
+  std::vector<Subnet> leftsubnet, rightsubnet;  // empty in the file: the host itself
+  ProtoPort leftprotoport, rightprotoport;
+  std::optional<std::uint32_t> priority;  // of the policies; not set: by the selectors
+  dataplane::Mark mark_in, mark_out;      // {0, 0} without a vti-interface
+  std::string vti_interface;              // empty: the shared default device
+  bool vti_routing = true;                // as libreswan documents it
   bool vti_shared = false;
   std::vector<ifaces::Prefix> leftvti, rightvti;
   dataplane::Encapsulation encapsulation = dataplane::Encapsulation::udp;
@@ -43,7 +49,7 @@ struct Conn {
   bool esn = true;
   std::uint32_t replay_window = 4096;
   std::optional<unsigned> mtu;
-  std::filesystem::path keys;  // absolute
+  std::filesystem::path keys;  // absolute; empty without SAs
   auto operator<=>(const Conn&) const = default;
 };
 

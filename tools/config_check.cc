@@ -4,6 +4,8 @@
 #include <array>
 #include <map>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -16,22 +18,23 @@ namespace espalier::tools {
 namespace {
 
 using dataplane::Mark;
+using dataplane::PolicyAction;
 using ifaces::Family;
 using ifaces::IpAddress;
 using ifaces::Prefix;
-using Prefixes = std::vector<Prefix>;
+using Subnets = std::vector<Subnet>;
 
 constexpr unsigned kMinMtu6 = 1280;  // RFC 8200 §5: below it the kernel turns IPv6 off
 
-bool is_v6(const Prefix& p) {
-  return p.address.family == Family::v6;
+bool is_v6(const Subnet& s) {
+  return s.family() == Family::v6;
 }
 
 // The subnets of one end; the end itself if there are none in the file. Empty where it is not
 // known.
-Prefixes subnets_of(const Prefixes& written, const IpAddress& end) {
+Subnets subnets_of(const Subnets& written, const IpAddress& end) {
   if (!written.empty() || end.family == Family::none) return written;
-  return {Prefix{end, static_cast<std::uint8_t>(end.bits())}};
+  return {Subnet(Prefix{end, static_cast<std::uint8_t>(end.bits())})};
 }
 
 // Both ways to read a conn are possible until somebody says which end is this host.
@@ -43,24 +46,52 @@ std::vector<Side> possible_sides(const Conn& c) {
   return {Side::left, Side::right};
 }
 
-bool overlap(const Prefix& a, const Prefix& b) {
-  return a.length <= b.length ? a.contains(b.address) : b.contains(a.address);
-}
-
-bool overlap(const Prefixes& a, const Prefixes& b) {
-  return std::any_of(a.begin(), a.end(), [&b](const Prefix& x) {
-    return std::any_of(b.begin(), b.end(), [&x](const Prefix& y) { return overlap(x, y); });
+bool overlap(const Subnets& a, const Subnets& b) {
+  return std::any_of(a.begin(), a.end(), [&b](const Subnet& x) {
+    return std::any_of(b.begin(), b.end(), [&x](const Subnet& y) { return overlap(x, y); });
   });
 }
 
-bool share(const Prefixes& a, const Prefixes& b) {
+template <typename Value>
+bool share(const std::vector<Value>& a, const std::vector<Value>& b) {
   return std::any_of(a.begin(), a.end(),
-                     [&b](const Prefix& x) { return std::find(b.begin(), b.end(), x) != b.end(); });
+                     [&b](const Value& x) { return std::find(b.begin(), b.end(), x) != b.end(); });
 }
 
 // A device has the value of its conn's mark as its key.
 bool overlap(const Mark& a, const Mark& b) {
   return a.matches(b.value) || b.matches(a.value);
+}
+
+constexpr std::string_view type_of(const Conn& c) {
+  return c.action == PolicyAction::bypass ? "passthrough" : "drop";
+}
+
+// A conn that makes policies and no SAs.
+void check_policy_conn(const Draft& d, const std::filesystem::path& file) {
+  for (const char* option : {"vti-interface", "vti-shared", "leftvti", "rightvti", "keys",
+                             "encapsulation", "left-port", "right-port", "mtu"})
+    if (d.has(option))
+      refuse(
+          file, d.line_of(option),
+          std::string("type=") + std::string(type_of(d.conn)) + " makes no tunnel, so " + option +
+              " means nothing; remove the line" +
+              (std::string_view(option) == "vti-interface" ? " (mark= says which devices)" : ""));
+  for (const auto& [end, address, subnets] : {std::tuple("left", &d.conn.left, &d.conn.leftsubnet),
+                                              {"right", &d.conn.right, &d.conn.rightsubnet}})
+    if (address->family == Family::none && subnets->empty())
+      refuse(file, d.line,
+             "conn " + d.conn.name + " does not say which packets; write " + end + "subnet=PREFIX");
+}
+
+void check_ports(const Draft& d, const std::filesystem::path& file) {
+  const ProtoPort &l = d.conn.leftprotoport, &r = d.conn.rightprotoport;
+  if (l.protocol != 0 && r.protocol != 0 && l.protocol != r.protocol)
+    refuse(file, d.line_of("rightprotoport"),
+           "leftprotoport and rightprotoport have two protocols, and a packet has one; write one");
+  if (l.is_icmp() && !l.any_port() && !r.any_port() && l != r)
+    refuse(file, d.line_of("rightprotoport"),
+           "an ICMP packet has one type, whoever sends it; write it in leftprotoport only");
 }
 
 void check_ends(const Draft& d, const std::filesystem::path& file) {
@@ -95,9 +126,9 @@ void check_ends(const Draft& d, const std::filesystem::path& file) {
 
 // Every subnet of `a` needs one of its family in `b`, or it would never match a packet.
 void check_families(const Draft& d, const std::filesystem::path& file, const std::string& name,
-                    const Prefixes& a, const std::string& other, const Prefixes& b) {
-  for (const Prefix& p : a) {
-    if (std::any_of(b.begin(), b.end(), [&p](const Prefix& q) { return is_v6(p) == is_v6(q); }))
+                    const Subnets& a, const std::string& other, const Subnets& b) {
+  for (const Subnet& p : a) {
+    if (std::any_of(b.begin(), b.end(), [&p](const Subnet& q) { return is_v6(p) == is_v6(q); }))
       continue;
     std::string text = name + " " + p.str();
     text.append(" has no ")
@@ -118,8 +149,8 @@ void check_subnets(const Draft& d, const std::filesystem::path& file) {
   };
   unknown("left", c.left.family == Family::none && !c.left_is_default_route);
   unknown("right", c.right.family == Family::none && !c.right_is_default_route);
-  const Prefixes left = subnets_of(c.leftsubnet, c.left);
-  const Prefixes right = subnets_of(c.rightsubnet, c.right);
+  const Subnets left = subnets_of(c.leftsubnet, c.left);
+  const Subnets right = subnets_of(c.rightsubnet, c.right);
   if (left.empty() || right.empty()) return;  // %defaultroute: compile() looks again
   check_families(d, file, "leftsubnet", left, "rightsubnet", right);
   check_families(d, file, "rightsubnet", right, "leftsubnet", left);
@@ -145,7 +176,7 @@ void check_device(const Draft& d, const std::filesystem::path& file) {
            std::string("only one direction has a mark; write ") +
                (has_in ? "mark-out" : "mark-in") + " too, or mark for both");
   }
-  const auto v6 = [](const Prefixes& list) { return std::any_of(list.begin(), list.end(), is_v6); };
+  const auto v6 = [](const auto& list) { return std::any_of(list.begin(), list.end(), is_v6); };
   if (c.mtu && *c.mtu < kMinMtu6 &&
       (v6(subnets_of(c.leftsubnet, c.left)) || v6(c.leftvti) || v6(c.rightvti)))
     refuse(file, d.line_of("mtu"),
@@ -189,7 +220,7 @@ void check_shared(const Draft& a, const Draft& b, const std::filesystem::path& f
 
 struct Ends {
   const IpAddress* address;
-  Prefixes subnets;
+  Subnets subnets;
 };
 
 std::array<Ends, 2> ends_of(const Conn& c) {
@@ -205,11 +236,25 @@ bool both_ends(const Conn& x, const Conn& y, const Related& related) {
          (related(a[0], b[1]) && related(a[1], b[0]));
 }
 
+bool same_selectors(const Conn& x, const Conn& y) {
+  return x.leftprotoport == y.leftprotoport && x.rightprotoport == y.rightprotoport &&
+         x.priority == y.priority &&
+         both_ends(x, y, [](const Ends& m, const Ends& n) { return share(m.subnets, n.subnets); });
+}
+
 void check_pair(const Draft& a, const Draft& b, const std::filesystem::path& file) {
   const Conn &x = a.conn, &y = b.conn;
+  if (x.action != PolicyAction::protect || y.action != PolicyAction::protect) {
+    if (x.action != y.action && same_selectors(x, y) && overlap(x.mark_out, y.mark_out))
+      refuse(file, b.line_of("type"),
+             "conn " + x.name +
+                 " says something else about the same packets; write priority=NUMBER in one of "
+                 "them (the lowest number wins)");
+    return;
+  }
   if (x.vti_interface == y.vti_interface) {
     if (!x.vti_interface.empty()) check_shared(a, b, file);
-    if (both_ends(x, y, [](const Ends& m, const Ends& n) { return share(m.subnets, n.subnets); }))
+    if (same_selectors(x, y))
       refuse(file, b.line_of(b.has("rightsubnet") ? "rightsubnet" : "leftsubnet"),
              "conn " + x.name +
                  " protects the same subnets on the same device; write others, or a "
@@ -242,6 +287,8 @@ void claim(std::map<Key, const Draft*>& seen, const Key& key, const Draft& d, co
 }  // namespace
 
 void check_conn(const Draft& draft, const std::filesystem::path& file) {
+  check_ports(draft, file);
+  if (draft.conn.action != PolicyAction::protect) return check_policy_conn(draft, file);
   check_ends(draft, file);
   check_subnets(draft, file);
   check_device(draft, file);
@@ -260,6 +307,7 @@ void check_together(const std::vector<Draft>& drafts, const Globals& globals,
                     const std::filesystem::path& file) {
   std::map<std::filesystem::path, const Draft*> keys, states;
   for (const Draft& d : drafts) {
+    if (d.conn.action != PolicyAction::protect) continue;
     claim(keys, d.conn.keys, d, "keys", file, [](const std::string& other) {
       return other +
              " has the same key file, and one key must not protect two conns; write "
@@ -277,6 +325,7 @@ void check_keys(const std::vector<Draft>& drafts, const std::filesystem::path& f
   std::map<std::pair<std::uint32_t, IpAddress>, const Draft*> spis;
   std::map<std::string, const Draft*> keys;
   for (const Draft& d : drafts) {
+    if (d.conn.action != PolicyAction::protect) continue;
     StaticKeys k;
     try {
       k = load_keys(d.conn.keys);

@@ -73,18 +73,36 @@ void set_auto(Draft& d, const std::string& v, const Folder&) {
   d.ignore = parse_word(v, kWords) == "ignore";
 }
 
-void set_type(Draft&, const std::string& v, const Folder&) {
-  constexpr std::array<std::string_view, 1> kWords = {"tunnel"};
-  static_cast<void>(parse_word(v, kWords));
+void set_type(Draft& d, const std::string& v, const Folder&) {
+  constexpr std::array<std::string_view, 4> kWords = {"tunnel", "passthrough", "drop", "reject"};
+  if (v == "transport")
+    throw std::invalid_argument("'transport' means ESP between two hosts without a tunnel, which is not here; write tunnel");
+  const std::string word = parse_word(v, kWords);
+  d.conn.action = word == "tunnel"        ? dataplane::PolicyAction::protect
+                  : word == "passthrough" ? dataplane::PolicyAction::bypass
+                                          : dataplane::PolicyAction::discard;
 }
 
-constexpr std::array<ConnOption, 27> kConnOptions = {{
+void set_priority(Draft& d, const std::string& v, const Folder&) {
+  d.conn.priority = parse_number(v, 0, 0xffffffff);
+}
+
+constexpr std::array<ConnOption, 30> kConnOptions = {{
     {"left", "left", "address of one gateway, %any or %defaultroute", set_left},
     {"right", "right", "address of the other gateway, %any or %defaultroute", set_right},
     {"leftsubnet", "leftsubnet", "prefixes behind left", set_leftsubnet},
     {"leftsubnets", "leftsubnet", "the same", set_leftsubnet},
     {"rightsubnet", "rightsubnet", "prefixes behind right", set_rightsubnet},
     {"rightsubnets", "rightsubnet", "the same", set_rightsubnet},
+    {"leftprotoport", "leftprotoport", "PROTOCOL[/PORT[-PORT]] at left",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.leftprotoport = parse_protoport(v);
+     }},
+    {"rightprotoport", "rightprotoport", "PROTOCOL[/PORT[-PORT]] at right",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.rightprotoport = parse_protoport(v);
+     }},
+    {"priority", "priority", "of the policies: the lowest number wins", set_priority},
     {"mark", "mark", "VALUE[/MASK] of the device, both directions", set_mark},
     {"mark-in", "mark-in", "VALUE[/MASK], inbound", set_mark_in},
     {"markin", "mark-in", "the same", set_mark_in},
@@ -129,7 +147,7 @@ constexpr std::array<ConnOption, 27> kConnOptions = {{
      }},
     {"keys", "keys", "key file", set_keys},
     {"auto", "auto", "start, add or ignore", set_auto},
-    {"type", "type", "tunnel", set_type},
+    {"type", "type", "tunnel, passthrough, drop or reject", set_type},
 }};
 
 struct GlobalOption {

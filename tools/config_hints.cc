@@ -86,7 +86,7 @@ struct Hint {
   std::string_view text;
 };
 
-constexpr std::array<Hint, 26> kHints = {{
+constexpr std::array<Hint, 24> kHints = {{
     {"leftsourceip", "write leftvti=ADDRESS/LEN with a vti-interface, or remove the line"},
     {"rightsourceip", "write rightvti=ADDRESS/LEN with a vti-interface, or remove the line"},
     {"ipsec-interface", "write vti-interface=NAME and mark=NUMBER"},
@@ -108,8 +108,6 @@ constexpr std::array<Hint, 26> kHints = {{
     {"rightupdown", "remove the line: the daemon makes devices and routes itself"},
     {"leftnexthop", "remove the line: the routes of this host decide"},
     {"rightnexthop", "remove the line: the routes of this host decide"},
-    {"leftprotoport", "remove the line: a conn carries every protocol"},
-    {"rightprotoport", "remove the line: a conn carries every protocol"},
     {"compress", "remove the line: packets are not compressed"},
     {"also", "remove the line, and write the options in each [conn NAME]"},
     {"include", "write everything in one file"},

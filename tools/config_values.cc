@@ -77,10 +77,11 @@ bool is_no_host(const IpAddress& a) {
   return a.family == Family::v4 ? a.bytes[0] >= 224 : a.bytes[0] == 0xff;
 }
 
-void add_once(std::vector<Prefix>& list, const Prefix& prefix) {
-  if (std::find(list.begin(), list.end(), prefix) != list.end())
-    wrong("has " + prefix.str() + " twice; write it once");
-  list.push_back(prefix);
+template <typename Value>
+void add_once(std::vector<Value>& list, const Value& value) {
+  if (std::find(list.begin(), list.end(), value) != list.end())
+    wrong("has " + value.str() + " twice; write it once");
+  list.push_back(value);
 }
 
 }  // namespace
@@ -104,17 +105,9 @@ End parse_end(std::string_view text) {
   return {*address, false};
 }
 
-std::vector<Prefix> parse_subnets(std::string_view text) {
-  std::vector<Prefix> subnets;
-  for (const std::string_view part : split_list(text)) {
-    const auto prefix = Prefix::parse(part);
-    if (!prefix) wrong(in_quotes(part) + " is no prefix; write ADDRESS/LEN, as in 10.1.3.0/24");
-    const Prefix network = prefix->network();
-    if (network != *prefix)
-      wrong(in_quotes(part) + " has bits set behind its length; write " + network.str() + ", or " +
-            Prefix{prefix->address, static_cast<std::uint8_t>(prefix->address.bits())}.str());
-    add_once(subnets, network);
-  }
+std::vector<Subnet> parse_subnets(std::string_view text) {
+  std::vector<Subnet> subnets;
+  for (const std::string_view part : split_list(text)) add_once(subnets, parse_subnet(part));
   return subnets;
 }
 

@@ -11,6 +11,7 @@
 #include "crypto/suite.h"
 #include "dataplane/types.h"
 #include "ifaces/address.h"
+#include "tools/subnet.h"
 
 namespace espalier::tools {
 
@@ -29,8 +30,8 @@ struct OffloadChoice {
 };
 
 [[nodiscard]] End parse_end(std::string_view text);
-// Prefixes, separated by commas or spaces, perhaps in braces; without host bits.
-[[nodiscard]] std::vector<ifaces::Prefix> parse_subnets(std::string_view text);
+// Prefixes and ranges, separated by commas or spaces, perhaps in braces; without host bits.
+[[nodiscard]] std::vector<Subnet> parse_subnets(std::string_view text);
 // ADDRESS/LEN, several of them.
 [[nodiscard]] std::vector<ifaces::Prefix> parse_interface_addresses(std::string_view text);
 [[nodiscard]] dataplane::Mark parse_mark(std::string_view text);  // VALUE[/MASK]

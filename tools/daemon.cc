@@ -1,6 +1,5 @@
 #include "tools/daemon.h"
 
-#include <net/if.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -190,7 +189,7 @@ void Daemon::take_over(Config next, Prepared prepared) {
     const auto& [name, conn] = *entry;
     Slot& slot = conns_.at(name);
     std::unique_ptr<RunningConn>& running = slot.running;
-    if (running) slot.device_gone = ::if_nametoindex(running->device_spec().name.c_str()) == 0;
+    if (running) slot.device_gone = running->device_is_gone();
     if (running && running->identity() == conn.identity && !slot.device_gone) {
       ++untouched;
       entry = prepared.erase(entry);
@@ -321,7 +320,7 @@ void Daemon::watch_devices() {
   for (auto& [name, slot] : conns_) {
     if (!slot.running || slot.device_gone) continue;
     const std::string& device = slot.running->device_spec().name;
-    slot.device_gone = ::if_nametoindex(device.c_str()) == 0;
+    slot.device_gone = slot.running->device_is_gone();
     if (slot.device_gone)
       log_.error(std::string("conn ")
                      .append(name)

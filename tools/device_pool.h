@@ -45,6 +45,7 @@ class DeviceLease {
   // device, so that nothing leaves in the clear meanwhile.
   [[nodiscard]] DeviceLease share() const;
 
+  [[nodiscard]] bool held() const noexcept { return pool_ != nullptr; }
   // The device's, which is the smallest of those that its conns can carry.
   [[nodiscard]] unsigned mtu() const;
 

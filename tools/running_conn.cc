@@ -1,5 +1,7 @@
 #include "tools/running_conn.h"
 
+#include <net/if.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <system_error>
@@ -29,10 +31,10 @@ ifaces::IpAddress default_route_address(const Conn& conn, Side own, ifaces::Netl
   return *source;
 }
 
-std::vector<std::string> written(const std::vector<ifaces::Prefix>& prefixes) {
+std::vector<std::string> written(const Conn& conn, Side side, const std::vector<Subnet>& subnets) {
   std::vector<std::string> out;
-  out.reserve(prefixes.size());
-  for (const ifaces::Prefix& prefix : prefixes) out.push_back(prefix.str());
+  out.reserve(subnets.size());
+  for (const Subnet& subnet : subnets) out.push_back(str(conn, side, subnet));
   return out;
 }
 
@@ -66,11 +68,12 @@ bool ConnIdentity::operator==(const ConnIdentity& other) const noexcept {
 ConnStatus describe(const Conn& conn) {
   ConnStatus out;
   out.name = conn.name;
+  out.action = conn.action;
   out.device = conn.vti_interface.empty() ? std::string(kDefaultDevice) : conn.vti_interface;
   out.left = written(conn, Side::left);
   out.right = written(conn, Side::right);
-  out.leftsubnet = written(conn.leftsubnet);
-  out.rightsubnet = written(conn.rightsubnet);
+  out.leftsubnet = written(conn, Side::left, conn.leftsubnet);
+  out.rightsubnet = written(conn, Side::right, conn.rightsubnet);
   out.mark_in = str(conn.mark_in);
   out.mark_out = str(conn.mark_out);
   out.encapsulation = conn.encapsulation;
@@ -84,9 +87,13 @@ PreparedConn prepare(const Conn& conn, const Globals& globals, ifaces::Netlink& 
   out.own = orient(conn, [&netlink](const ifaces::IpAddress& a) { return netlink.is_local(a); });
   if (local_is_default_route(conn, out.own))
     out.identity.local = default_route_address(conn, out.own, netlink);
-  StaticKeys keys = load_keys(conn.keys);
   out.identity.conn = conn;
   out.identity.conn.where.clear();
+  if (conn.action != dataplane::PolicyAction::protect) {
+    out.compiled = compile(conn, out.own, {}, {}, reqid);
+    return out;
+  }
+  StaticKeys keys = load_keys(conn.keys);
   out.identity.fingerprint = keys.fingerprint;
   out.identity.spi_in = keys.spi_in;
   out.identity.keymat_in = crypto::SecretBytes(std::as_const(keys.keymat_in).bytes());
@@ -101,10 +108,11 @@ RunningConn::RunningConn(const Site& site, PreparedConn prepared)
       own_(prepared.own),
       reqid_(prepared.compiled.sa_out.reqid),
       device_spec_(prepared.compiled.device),
-      keeper_(SequenceState(identity_.state_file, kWitnessDir, identity_.fingerprint),
-              identity_.conn.esn, identity_.conn.name, site.log),
       local_(prepared.compiled.sa_out.local),
       peer_(prepared.compiled.sa_out.peer) {
+  if (prepared.compiled.has_sas)
+    keeper_.emplace(SequenceState(identity_.state_file, kWitnessDir, identity_.fingerprint),
+                    identity_.conn.esn, identity_.conn.name, site.log);
   try {
     bring_up(std::move(prepared.compiled));
   } catch (...) {
@@ -119,16 +127,19 @@ RunningConn::~RunningConn() {
 }
 
 void RunningConn::bring_up(Compiled compiled) {
-  device_ = site_.devices.lease(compiled.device, derive_mtu(compiled), compiled.addresses,
-                                ipv6_use(compiled));
+  if (compiled.uses_device)
+    device_ = site_.devices.lease(compiled.device, derive_mtu(compiled), compiled.addresses,
+                                  ipv6_use(compiled));
   for (const dataplane::PolicySpec& policy : compiled.policies)
     policies_.push_back(site_.dataplane.add_policy(policy));
-  compiled.sa_in.next_seq = keeper_.received() + 1;
-  in_ = site_.dataplane.add_sa(std::move(compiled.sa_in));
-  compiled.sa_out.next_seq = keeper_.first();
-  compiled.sa_out.seq_limit = keeper_.limit();
-  out_ = site_.dataplane.add_sa(std::move(compiled.sa_out));
-  device_.add_routes(compiled.routes);
+  if (compiled.has_sas) {
+    compiled.sa_in.next_seq = keeper_->received() + 1;
+    in_ = site_.dataplane.add_sa(std::move(compiled.sa_in));
+    compiled.sa_out.next_seq = keeper_->first();
+    compiled.sa_out.seq_limit = keeper_->limit();
+    out_ = site_.dataplane.add_sa(std::move(compiled.sa_out));
+  }
+  if (compiled.uses_device) device_.add_routes(compiled.routes);
 }
 
 void RunningConn::take_down() noexcept {
@@ -143,7 +154,8 @@ void RunningConn::take_down() noexcept {
     out_.reset();
     in_.reset();
     device_.release();
-    keeper_.close(out ? out->seq : keeper_.first(), in ? in->seq : keeper_.received());
+    if (keeper_)
+      keeper_->close(out ? out->seq : keeper_->first(), in ? in->seq : keeper_->received());
   } catch (const std::exception& e) {
     // Numbers that were not given back stay used: wasted, never repeated.
     site_.log.error("conn " + identity_.conn.name + ": " + e.what());
@@ -153,6 +165,7 @@ void RunningConn::take_down() noexcept {
 unsigned RunningConn::derive_mtu(const Compiled& compiled) const {
   const auto& sa = compiled.sa_out;
   const std::string& name = identity_.conn.name;
+  if (!compiled.has_sas) return kEthernetMtu;  // no word of it: the other conns decide
   unsigned mtu = 0;
   if (compiled.mtu) {
     mtu = *compiled.mtu;
@@ -181,10 +194,15 @@ unsigned RunningConn::derive_mtu(const Compiled& compiled) const {
 }
 
 void RunningConn::look(std::chrono::steady_clock::time_point now) {
+  if (!keeper_) return;
   const auto out = site_.dataplane.sa(*out_);
   const auto in = site_.dataplane.sa(*in_);
   if (!out || !in) return;
-  if (keeper_.look(out->seq, in->seq, now)) site_.dataplane.extend_limit(*out_, keeper_.limit());
+  if (keeper_->look(out->seq, in->seq, now)) site_.dataplane.extend_limit(*out_, keeper_->limit());
+}
+
+bool RunningConn::device_is_gone() const {
+  return device_.held() && ::if_nametoindex(device_spec_.name.c_str()) == 0;
 }
 
 ConnStatus RunningConn::status() const {
@@ -197,6 +215,10 @@ ConnStatus RunningConn::status() const {
 }
 
 std::string RunningConn::summary() const {
+  if (!keeper_)
+    return std::to_string(policies_.size()) +
+           (identity_.conn.action == dataplane::PolicyAction::bypass ? " bypass" : " discard") +
+           (policies_.size() == 1 ? " policy" : " policies");
   const bool udp = identity_.conn.encapsulation == Encapsulation::udp;
   const auto end = [udp](const ifaces::Endpoint& e) {
     if (e.address.is_any()) return std::string("%any");

@@ -69,6 +69,8 @@ class RunningConn {
 
   [[nodiscard]] const ConnIdentity& identity() const noexcept { return identity_; }
   [[nodiscard]] const dataplane::DeviceSpec& device_spec() const noexcept { return device_spec_; }
+  // Has somebody deleted the device? False without one.
+  [[nodiscard]] bool device_is_gone() const;
   [[nodiscard]] const DeviceLease& device() const noexcept { return device_; }
   [[nodiscard]] ConnStatus status() const;
   // For the log: "192.0.2.1:4500 <=> 192.0.2.2:4500, ESP in UDP, aes_gcm256, vti01, MTU 1438".
@@ -78,7 +80,7 @@ class RunningConn {
 
   // Reserves sequence numbers ahead of the traffic; to be called at kBusyLook while busy().
   void look(std::chrono::steady_clock::time_point now);
-  [[nodiscard]] bool busy() const noexcept { return keeper_.busy(); }
+  [[nodiscard]] bool busy() const noexcept { return keeper_ && keeper_->busy(); }
 
  private:
   void bring_up(Compiled compiled);
@@ -90,7 +92,7 @@ class RunningConn {
   Side own_;
   std::uint32_t reqid_;
   dataplane::DeviceSpec device_spec_;
-  SequenceKeeper keeper_;
+  std::optional<SequenceKeeper> keeper_;  // not set: policies only
   DeviceLease device_;
   std::vector<dataplane::PolicyId> policies_;
   std::optional<dataplane::SaId> out_, in_;

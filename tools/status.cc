@@ -28,6 +28,18 @@ std::string_view name(dataplane::Encapsulation e) {
   return e == dataplane::Encapsulation::udp ? "udp" : "esp";
 }
 
+std::string_view type_name(dataplane::PolicyAction action) {
+  switch (action) {
+    case dataplane::PolicyAction::protect:
+      return "tunnel";
+    case dataplane::PolicyAction::bypass:
+      return "passthrough";
+    case dataplane::PolicyAction::discard:
+      return "drop";
+  }
+  return "";
+}
+
 // `all`: also those at zero, so that a script need not ask whether one is there.
 json drops_json(const std::array<std::uint64_t, dataplane::kDropCount>& drops, bool all) {
   json out = json::object();
@@ -39,6 +51,7 @@ json drops_json(const std::array<std::uint64_t, dataplane::kDropCount>& drops, b
 json conn_json(const ConnStatus& c, Clock::time_point now) {
   json out = {{"name", c.name},
               {"state", c.up ? "up" : "failed"},
+              {"type", type_name(c.action)},
               {"since_s", seconds_between(c.since, now)},
               {"device", c.device},
               {"left", c.left},
@@ -161,6 +174,10 @@ std::string conn_text(const json& conn, const std::vector<json>& sas) {
   out += "\n";
   const std::string error = text_of(conn, "error");
   if (!error.empty()) out += "  " + error + "\n";
+  const std::string type = text_of(conn, "type");
+  if (type == "passthrough" || type == "drop")
+    return out + "  " + type + ": " + list_of(conn, "leftsubnet") +
+           " === " + list_of(conn, "rightsubnet") + ", mark " + text_of(conn, "mark_out") + "\n";
   std::string_view words = text_of(conn, "encapsulation") == "udp" ? "ESP in UDP" : "ESP";
   std::string local = text_of(conn, "left"), peer = text_of(conn, "right"), backend;
   const std::string name = text_of(conn, "name");

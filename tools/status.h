@@ -17,6 +17,7 @@ namespace espalier::tools {
 struct ConnStatus {
   std::string name;
   bool up = false;
+  dataplane::PolicyAction action{};
   std::string error;  // why it is not up
   std::string device;
   std::string left, right;  // end points, as written

@@ -175,11 +175,77 @@ TEST(Compile, TheMostSpecificSelectorWins) {
   EXPECT_LT(priority("10.0.0.0/8", "10.0.0.0/16"), priority("10.0.0.0/16", "10.0.0.0/8"));
   EXPECT_LT(priority("10.0.0.1", "10.0.0.2"), priority("0.0.0.0/0", "10.0.0.2"));
   EXPECT_LT(priority("::/0", "2001:db8::1"), priority("::/0", "::/0"));
+  EXPECT_LT(
+      compile_of(kEnds + kSubnets + "leftprotoport=tcp/22\n", Side::left).policies[0].priority,
+      compile_of(kEnds + kSubnets + "leftprotoport=tcp\n", Side::left).policies[0].priority);
+  EXPECT_LT(compile_of(kEnds + kSubnets + "leftprotoport=tcp\n", Side::left).policies[0].priority,
+            compile_of(kEnds + kSubnets, Side::left).policies[0].priority);
   EXPECT_LT(priority("2001:db8::2", "2001:db8::1"), priority("2001:db8::2", "2001:db8::/127"));
   // Both directions of a pair have the same.
   const Compiled c =
       compile_of(kEnds + "leftsubnet=10.0.0.0/8\nrightsubnet=10.1.0.0/16\n", Side::left);
   EXPECT_EQ(c.policies[0].priority, c.policies[1].priority);
+}
+
+TEST(Compile, PortsAndRangesAsSeenFromBothEnds) {
+  const std::string text = kEnds +
+                           "leftsubnet=10.1.3.5-10.1.3.9\nrightsubnet=10.1.4.0/24\n"
+                           "leftprotoport=tcp/22\nrightprotoport=tcp\n";
+  const Compiled left = compile_of(text, Side::left), right = compile_of(text, Side::right);
+  const dataplane::Selector& out = left.policies.at(0).selector;
+  EXPECT_EQ(out.protocol, 6);
+  EXPECT_EQ(out.source, prefix("10.1.3.0/28"));
+  EXPECT_EQ(out.source_range->first, address("10.1.3.5"));
+  EXPECT_EQ(out.source_port_first, 22);
+  EXPECT_EQ(out.source_port_last, 22);
+  EXPECT_EQ(out.destination_port_last, 65535);
+  const dataplane::Selector& in = left.policies.at(1).selector;
+  EXPECT_EQ(in.destination_range->last, address("10.1.3.9"));
+  EXPECT_EQ(in.destination_port_first, 22);
+  EXPECT_EQ(in.source_port_last, 65535);
+  EXPECT_EQ(right.policies.at(0).selector, in);
+  EXPECT_EQ(right.policies.at(1).selector, out);
+  EXPECT_THAT(right.routes,
+              ElementsAre(prefix("10.1.3.5"), prefix("10.1.3.6/31"), prefix("10.1.3.8/31")));
+}
+
+// A type belongs to the packet and not to an end.
+TEST(Compile, AnIcmpTypeIsTheSameInBothDirections) {
+  const Compiled c = compile_of(kEnds + kSubnets + "rightprotoport=icmp/8/0\n", Side::left);
+  for (const PolicySpec& p : c.policies) {
+    EXPECT_EQ(p.selector.protocol, 1);
+    EXPECT_EQ(p.selector.source_port_first, 8);
+    EXPECT_EQ(p.selector.source_port_last, 8);
+    EXPECT_EQ(p.selector.destination_port_last, 0);
+  }
+}
+
+TEST(Compile, PolicyConnsHaveNoSas) {
+  const auto policy_conn = [](const std::string& type) {
+    return parse_config("[conn p]\nleftsubnet=10.0.0.0/8\nrightsubnet=10.2.0.0/16\n" + type,
+                        "/etc/t.conf", CheckKeys::no)
+        .conns.at(0);
+  };
+  const auto nobody = [](const ifaces::IpAddress&) { return false; };
+  const Conn drop = policy_conn("type=drop\nmark=5/0xff\npriority=3\n");
+  EXPECT_EQ(orient(drop, nobody), Side::left);
+  const Compiled dropped = compile(drop, Side::left, {}, {}, 7);
+  EXPECT_FALSE(dropped.has_sas);
+  EXPECT_TRUE(dropped.uses_device);  // what is dropped must come into a device first
+  EXPECT_THAT(dropped.routes, ElementsAre(prefix("10.2.0.0/16")));
+  ASSERT_EQ(dropped.policies.size(), 2U);
+  for (const PolicySpec& p : dropped.policies) {
+    EXPECT_EQ(p.action, dataplane::PolicyAction::discard);
+    EXPECT_EQ(p.priority, 3U);
+    EXPECT_EQ(p.mark, (Mark{5, 0xff}));
+    EXPECT_EQ(p.reqid, 0U);
+  }
+  const Compiled passed = compile(policy_conn("type=passthrough\n"), Side::left, {}, {}, 7);
+  EXPECT_FALSE(passed.uses_device);
+  EXPECT_THAT(passed.routes, IsEmpty());
+  ASSERT_EQ(passed.policies.size(), 1U);
+  EXPECT_EQ(passed.policies[0].action, dataplane::PolicyAction::bypass);
+  EXPECT_TRUE(passed.policies[0].mark.matches(99));  // on every device
 }
 
 TEST(Compile, ASharedDeviceLooksTheSameFromEachConn) {

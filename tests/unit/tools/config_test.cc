@@ -182,6 +182,27 @@ TEST(Config, SharedDeviceOfTwoGateways) {
   EXPECT_TRUE(config.conns[1].vti_shared);
 }
 
+// type=passthrough, drop and reject: policies without a tunnel.
+TEST(Config, ConnsThatOnlySayWhatIsNotProtected) {
+  const std::string subnets = "leftsubnet=10.1.0.0/16\nrightsubnet=10.2.0.0/16\n";
+  EXPECT_EQ(conn_of("type=passthrough\n" + subnets).action, dataplane::PolicyAction::bypass);
+  for (const char* type : {"drop", "reject"})
+    EXPECT_EQ(conn_of("type=" + std::string(type) + "\nmark=5\npriority=7\n" + subnets).action,
+              dataplane::PolicyAction::discard);
+  EXPECT_EQ(refusal("[conn d]\ntype=drop\n" + subnets + conn_text("a", subnets)).substr(0, 14),
+            "/etc/t.conf:8:");
+  EXPECT_EQ(refusal("[conn d]\ntype=drop\npriority=1\n" + subnets + conn_text("a", subnets)), "");
+}
+
+TEST(Config, PortsMakeTwoConnsOfOneSubnet) {
+  EXPECT_EQ(refusal(conn_text("a", kSubnets) + conn_text("b", "leftprotoport=tcp/22\n" + kSubnets)),
+            "");
+  const Conn c =
+      conn_of(kEnds + "leftprotoport=udp/1000-2000\nrightprotoport=17/%any\n" + kSubnets);
+  EXPECT_EQ(c.leftprotoport.first, 1000);
+  EXPECT_EQ(c.rightprotoport.str(), "udp");
+}
+
 struct Refusal {
   const char* name;
   std::string text;
@@ -350,6 +371,16 @@ INSTANTIATE_TEST_SUITE_P(
                 "[conn a]\nleft=192.1.2.23\nright=%any\nkeys=k\n"
                 "leftsubnet=0.0.0.0/0\nrightsubnet=0.0.0.0/0\n",
                 6, "%any", "vti-routing=no"},
+        Refusal{"TwoProtocols", with("leftprotoport=tcp/22\nrightprotoport=udp"), 6,
+                "two protocols", "write one"},
+        Refusal{"TwoIcmpTypes", with("leftprotoport=icmp/8\nrightprotoport=icmp/0"), 6, "one type",
+                "leftprotoport only"},
+        Refusal{"PolicyWithDevice", "[conn a]\ntype=drop\nvti-interface=v\n", 3, "no tunnel",
+                "mark= says"},
+        Refusal{"PolicyWithKeys", "[conn a]\ntype=passthrough\nkeys=k\n", 3, "no tunnel",
+                "remove the line"},
+        Refusal{"PolicyForNothing", "[conn a]\ntype=drop\nleftsubnet=10.0.0.0/8\n", 1,
+                "which packets", "rightsubnet=PREFIX"},
         Refusal{"HostToHost", "[conn a]\n" + kEnds, 1, "192.1.2.45/32 covers the peer",
                 "dev espalier0"}),
     [](const auto& i) { return i.param.name; });
