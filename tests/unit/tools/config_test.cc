@@ -190,7 +190,7 @@ TEST(Config, ConnsThatOnlySayWhatIsNotProtected) {
     EXPECT_EQ(conn_of("type=" + std::string(type) + "\nmark=5\npriority=7\n" + subnets).action,
               dataplane::PolicyAction::discard);
   EXPECT_EQ(refusal("[conn d]\ntype=drop\n" + subnets + conn_text("a", subnets)).substr(0, 14),
-            "/etc/t.conf:8:");
+            "/etc/t.conf:5:");
   EXPECT_EQ(refusal("[conn d]\ntype=drop\npriority=1\n" + subnets + conn_text("a", subnets)), "");
 }
 
