@@ -27,6 +27,15 @@ PC_B = {"v4": "10.1.4.2", "v6": "fd00:10:1:4::2"}
 LEFT_SUBNETS = "10.1.3.0/24,fd00:10:1:3::/64"
 RIGHT_SUBNETS = "10.1.4.0/24,fd00:10:1:4::/64"
 CONN = "routed-vpn"
+ADDRESSES = {
+    ("gw-a", "eth0"): ("192.168.1.3/24", "fd00:192:168:1::3/64"),
+    ("gw-b", "eth0"): ("192.168.1.4/24", "fd00:192:168:1::4/64"),
+    ("gw-a", "eth1"): ("10.1.3.1/24", "fd00:10:1:3::1/64"),
+    ("gw-b", "eth1"): ("10.1.4.1/24", "fd00:10:1:4::1/64"),
+    ("pc-a", "eth0"): ("10.1.3.2/24", "fd00:10:1:3::2/64"),
+    ("pc-b", "eth0"): ("10.1.4.2/24", "fd00:10:1:4::2/64"),
+}
+GATEWAYS = {"pc-a": ("10.1.3.1", "fd00:10:1:3::1"), "pc-b": ("10.1.4.1", "fd00:10:1:4::1")}
 
 
 def arguments(description, **extra):
@@ -64,20 +73,21 @@ class Sites:
         self.gw_a.join("eth0", self.gw_b, "eth0")
         self.pc_a.join("eth0", self.gw_a, "eth1")
         self.pc_b.join("eth0", self.gw_b, "eth1")
-        for box, device, addresses in (
-            (self.gw_a, "eth0", ("192.168.1.3/24", "fd00:192:168:1::3/64")),
-            (self.gw_b, "eth0", ("192.168.1.4/24", "fd00:192:168:1::4/64")),
-            (self.gw_a, "eth1", ("10.1.3.1/24", "fd00:10:1:3::1/64")),
-            (self.gw_b, "eth1", ("10.1.4.1/24", "fd00:10:1:4::1/64")),
-            (self.pc_a, "eth0", ("10.1.3.2/24", "fd00:10:1:3::2/64")),
-            (self.pc_b, "eth0", ("10.1.4.2/24", "fd00:10:1:4::2/64")),
+        for box, device in (
+            (self.gw_a, "eth0"), (self.gw_b, "eth0"), (self.gw_a, "eth1"), (self.gw_b, "eth1"),
+            (self.pc_a, "eth0"), (self.pc_b, "eth0"),
         ):
-            for address in addresses:
-                box.ip(f"address add {address} dev {device}" + (" nodad" if ":" in address else ""))
-        for box, gateway in ((self.pc_a, "10.1.3.1"), (self.pc_b, "10.1.4.1")):
-            box.ip(f"route add default via {gateway}")
-        for box, gateway in ((self.pc_a, "fd00:10:1:3::1"), (self.pc_b, "fd00:10:1:4::1")):
-            box.ip(f"-6 route add default via {gateway}")
+            self._address(box, device)
+        for box in (self.pc_a, self.pc_b):
+            self._default_route(box)
+
+    def _address(self, box, device):
+        for address in ADDRESSES[box.name, device]:
+            box.ip(f"address add {address} dev {device}" + (" nodad" if ":" in address else ""))
+
+    def _default_route(self, box):
+        for gateway in GATEWAYS[box.name]:
+            box.ip(f"{'-6 ' if ':' in gateway else ''}route add default via {gateway}")
 
     def __enter__(self):
         return self
