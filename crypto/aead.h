@@ -12,19 +12,31 @@
 
 namespace espalier::crypto {
 
-// One AEAD operation, in place. `text` is `text_len` bytes, plaintext before seal and after open;
-// `icv` is info(suite).icv bytes, written by seal, read by open. Neither needs any alignment or is
-// ever null, not even for no text; they may be adjacent, not overlapping. All pointers are owned by
-// the caller and live for the call.
+// One operation on one packet, in place. `text` is `text_len` bytes, plaintext before seal and
+// after open; `icv` is info(suite).icv bytes, written by seal, read by open. Neither needs any
+// alignment or is ever null, not even for no text. All pointers are owned by the caller and live
+// for the call.
+//
+// An AEAD takes `nonce` and `aad`, and text and icv may be apart, not overlapping. What
+// authenticates its packet as it lies in memory (HMAC, GMAC) finds it there: SPI and sequence
+// number (8 bytes) and the IV (info(suite).iv bytes) right before `text`, the icv right behind it.
+// CBC reads its IV there too, and refuses a text_len that is no multiple of 16. With ESN the high
+// half of the number is in the middle of `aad` (SPI, high, low) for all of them.
 struct AeadOp {
   std::uint8_t* text;
   std::uint8_t* icv;
   std::uint32_t text_len;
-  std::uint8_t aad_len;  // 8, or 12 with ESN (RFC 4106 §5)
-  bool good;             // set by open and seal
-  std::array<std::uint8_t, 12> nonce;
+  std::uint8_t aad_len;                // 8, or 12 with ESN (RFC 4106 §5)
+  bool good;                           // set by open and seal
+  std::array<std::uint8_t, 12> nonce;  // CCM: the first 11
   std::array<std::uint8_t, 12> aad;
+
+  [[nodiscard]] bool esn() const noexcept { return aad_len == 12; }
+  // The high half, if esn().
+  [[nodiscard]] const std::uint8_t* seq_hi() const noexcept { return aad.data() + 4; }
 };
+inline constexpr std::size_t kSeqHi = 4;
+inline constexpr std::size_t kEspHeaderBytes = 8;
 
 // An expanded key. Wiped when destroyed.
 class AeadKey {
@@ -55,8 +67,9 @@ class Backend {
   [[nodiscard]] virtual std::string_view name() const noexcept = 0;  // ipsec-mb, openssl, sodium
   [[nodiscard]] virtual bool supports(Suite suite) const noexcept = 0;
 
-  // `key` is info(suite).key bytes, without the salt. Throws std::invalid_argument for a wrong
-  // length or an unsupported suite. The key may outlive the Backend.
+  // `key` is info(suite).keys() bytes: cipher's, then integrity's, without the salt. Throws
+  // std::invalid_argument for a wrong length or an unsupported suite. The key may outlive the
+  // Backend.
   [[nodiscard]] virtual std::unique_ptr<AeadKey> expand(
       Suite suite, std::span<const std::uint8_t> key) const = 0;
 };

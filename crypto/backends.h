@@ -26,9 +26,10 @@ inline void check_key(const Backend& backend, Suite suite, std::span<const std::
   const SuiteInfo& s = info(suite);
   if (!backend.supports(suite))
     throw std::invalid_argument(std::string(backend.name()) + " has no " + std::string(s.name));
-  if (key.size() != s.key)
-    throw std::invalid_argument(std::string(s.name) + " takes a key of " + std::to_string(s.key) +
-                                " bytes, not " + std::to_string(key.size()));
+  if (key.size() != s.keys())
+    throw std::invalid_argument(std::string(s.name) + " takes a key of " +
+                                std::to_string(s.keys()) + " bytes, not " +
+                                std::to_string(key.size()));
 }
 
 }  // namespace espalier::crypto

@@ -1,4 +1,5 @@
-// AES-GCM by intel-ipsec-mb's direct API: one call a packet, AES-NI up to AVX-512 + VAES.
+// intel-ipsec-mb as a backend, and its AES-GCM and GMAC: one call a packet, AES-NI up to AVX-512 +
+// VAES. What gains from many packets in flight is in ipsec_mb_jobs.cc.
 #include "crypto/backends.h"
 
 #ifdef ESPALIER_HAVE_IPSEC_MB
@@ -13,8 +14,6 @@
 
 namespace espalier::crypto {
 namespace {
-
-constexpr std::size_t kTag = 16;
 
 struct Functions {
   aes_gcm_pre_t expand;
@@ -35,8 +34,8 @@ class IpsecMbKey final : public AeadKey {
   // All of gcm_key_data is kept (1008 bytes, 1024 with alignment): round keys and 48 powers of the
   // hash key, which the AVX-512 code reads to the last one. Older code uses less, but how much is
   // the library's secret and may change under a program that is already built.
-  IpsecMbKey(const Functions& functions, std::span<const std::uint8_t> key)
-      : schedule_(sizeof(gcm_key_data)), seal_(functions.seal), open_(functions.open) {
+  IpsecMbKey(const Functions& functions, std::span<const std::uint8_t> key, std::size_t icv)
+      : schedule_(sizeof(gcm_key_data)), seal_(functions.seal), open_(functions.open), icv_(icv) {
     static_assert(alignof(gcm_key_data) <= SecretBytes::kAlignment);
     functions.expand(key.data(), new (schedule_.bytes().data()) gcm_key_data);
   }
@@ -45,7 +44,7 @@ class IpsecMbKey final : public AeadKey {
     Context context;
     for (AeadOp& op : ops) {
       seal_(schedule(), &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
-            op.aad_len, op.icv, kTag);
+            op.aad_len, op.icv, icv_);
       op.good = true;
     }
   }
@@ -53,11 +52,12 @@ class IpsecMbKey final : public AeadKey {
   // The library only computes the tag of what it decrypts; the verdict is ours.
   void open(std::span<AeadOp> ops) const noexcept override {
     Context context;
-    std::array<std::uint8_t, kTag> tag{};
+    std::array<std::uint8_t, 16> tag{};
     for (AeadOp& op : ops) {
       open_(schedule(), &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
-            op.aad_len, tag.data(), tag.size());
-      op.good = crypto_verify_16(tag.data(), op.icv) == 0;
+            op.aad_len, tag.data(), icv_);
+      op.good = icv_ == tag.size() ? crypto_verify_16(tag.data(), op.icv) == 0
+                                   : sodium_memcmp(tag.data(), op.icv, icv_) == 0;
       if (!op.good) [[unlikely]]
         wipe({op.text, op.text_len});
     }
@@ -74,6 +74,7 @@ class IpsecMbKey final : public AeadKey {
   SecretBytes schedule_;
   aes_gcm_enc_dec_t seal_;
   aes_gcm_enc_dec_t open_;
+  std::size_t icv_;
 };
 
 class IpsecMb final : public Backend {
@@ -92,20 +93,13 @@ class IpsecMb final : public Backend {
   [[nodiscard]] std::unique_ptr<AeadKey> expand(Suite suite,
                                                 std::span<const std::uint8_t> key) const override {
     check_key(*this, suite, key);
-    return std::make_unique<IpsecMbKey>(*functions(suite), key);
+    return std::make_unique<IpsecMbKey>(*functions(suite), key, info(suite).icv);
   }
 
  private:
   [[nodiscard]] const Functions* functions(Suite suite) const noexcept {
-    switch (suite) {
-      case Suite::aes_gcm128:
-        return functions_.data();
-      case Suite::aes_gcm192:
-        return &functions_[1];
-      case Suite::aes_gcm256:
-        return &functions_[2];
-    }
-    return nullptr;
+    const SuiteInfo& s = info(suite);
+    return s.mode == Mode::gcm ? &functions_[(s.key - 16U) / 8U] : nullptr;
   }
 
   std::array<Functions, 3> functions_;

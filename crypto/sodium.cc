@@ -1,4 +1,4 @@
-// AES-256-GCM by libsodium, which verifies before it decrypts.
+// AES-256-GCM and ChaCha20-Poly1305 by libsodium, which verifies before it decrypts.
 #include <sodium.h>
 
 #include "crypto/backends.h"
@@ -7,9 +7,9 @@
 namespace espalier::crypto {
 namespace {
 
-class SodiumKey final : public AeadKey {
+class AesKey final : public AeadKey {
  public:
-  explicit SodiumKey(std::span<const std::uint8_t> key)
+  explicit AesKey(std::span<const std::uint8_t> key)
       : schedule_(sizeof(crypto_aead_aes256gcm_state)) {
     static_assert(alignof(crypto_aead_aes256gcm_state) <= SecretBytes::kAlignment);
     crypto_aead_aes256gcm_beforenm(new (schedule_.bytes().data()) crypto_aead_aes256gcm_state,
@@ -43,19 +43,52 @@ class SodiumKey final : public AeadKey {
   SecretBytes schedule_;
 };
 
+class ChachaKey final : public AeadKey {
+ public:
+  explicit ChachaKey(std::span<const std::uint8_t> key) : key_(key) {}
+
+  void seal(std::span<AeadOp> ops) const noexcept override {
+    for (AeadOp& op : ops)
+      op.good = crypto_aead_chacha20poly1305_ietf_encrypt_detached(
+                    op.text, op.icv, nullptr, op.text, op.text_len, op.aad.data(), op.aad_len,
+                    nullptr, op.nonce.data(), key_.bytes().data()) == 0;
+  }
+
+  void open(std::span<AeadOp> ops) const noexcept override {
+    for (AeadOp& op : ops) {
+      op.good = crypto_aead_chacha20poly1305_ietf_decrypt_detached(
+                    op.text, nullptr, op.text, op.text_len, op.icv, op.aad.data(), op.aad_len,
+                    op.nonce.data(), key_.bytes().data()) == 0;
+      if (!op.good) [[unlikely]]
+        wipe({op.text, op.text_len});
+    }
+  }
+
+  [[nodiscard]] bool shareable() const noexcept override { return true; }
+
+ private:
+  SecretBytes key_;
+};
+
 class Sodium final : public Backend {
  public:
+  explicit Sodium(bool has_aes) : has_aes_(has_aes) {}
+
   [[nodiscard]] std::string_view name() const noexcept override { return "sodium"; }
 
   [[nodiscard]] bool supports(Suite suite) const noexcept override {
-    return suite == Suite::aes_gcm256;
+    return suite == Suite::chacha20_poly1305 || (suite == Suite::aes_gcm256 && has_aes_);
   }
 
   [[nodiscard]] std::unique_ptr<AeadKey> expand(Suite suite,
                                                 std::span<const std::uint8_t> key) const override {
     check_key(*this, suite, key);
-    return std::make_unique<SodiumKey>(key);
+    if (suite == Suite::chacha20_poly1305) return std::make_unique<ChachaKey>(key);
+    return std::make_unique<AesKey>(key);
   }
+
+ private:
+  bool has_aes_;
 };
 
 }  // namespace
@@ -63,10 +96,10 @@ class Sodium final : public Backend {
 Probe probe_sodium() {
   initialise();
   // libsodium has AES in hardware only, so that its timing tells nothing of the key.
-  if (crypto_aead_aes256gcm_is_available() == 0)
-    return {nullptr, "this processor lacks what libsodium needs for AES-GCM"};
-  return {std::make_unique<Sodium>(),
-          std::string("AES-256-GCM only, version ") + sodium_version_string()};
+  const bool has_aes = crypto_aead_aes256gcm_is_available() != 0;
+  return {std::make_unique<Sodium>(has_aes),
+          std::string(has_aes ? "AES-256-GCM and " : "no AES on this processor, ") +
+              "ChaCha20-Poly1305, version " + sodium_version_string()};
 }
 
 }  // namespace espalier::crypto

@@ -228,7 +228,7 @@ void Dataplane::State::check(const SaSpec& spec) const {
                                 " is reserved; choose one from 0x00000100 up");
   if (spec.keymat.size() != suite.keymat())
     throw std::invalid_argument(std::string(suite.name) + " takes " +
-                                std::to_string(suite.keymat()) + " bytes of key and salt, not " +
+                                std::to_string(suite.keymat()) + " bytes of keys and salt, not " +
                                 std::to_string(spec.keymat.size()));
   if (spec.direction == Direction::in && tables.inbound(spec.spi, spec.local.address) != nullptr)
     throw std::invalid_argument("there is an inbound SA with SPI " + hex(spec.spi) + " at " +
@@ -251,8 +251,8 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.suite = spec.suite;
   sa.backend = backend.name();
   sa.name = spec.name;
-  const auto key = spec.keymat.bytes().first(suite.key);
-  const auto salt = spec.keymat.bytes().subspan(suite.key);
+  const auto key = spec.keymat.bytes().first(suite.keys());
+  const auto salt = spec.keymat.bytes().subspan(suite.keys());
   std::copy(salt.begin(), salt.end(), sa.salt.begin());
   sa.keys.push_back(backend.expand(spec.suite, key));
   if (!sa.keys.front()->shareable())

@@ -71,7 +71,7 @@ std::size_t open(const InboundSa& sa, const crypto::SuiteInfo& suite, unsigned w
     op.icv = op.text + op.text_len;
     op.good = false;
     std::memcpy(op.nonce.data(), sa.salt.data(), crypto::kMaxSaltBytes);
-    std::memcpy(op.nonce.data() + suite.salt, packet.esp + kEspHeader, crypto::kMaxIvBytes);
+    std::memcpy(op.nonce.data() + suite.salt, packet.esp + kEspHeader, crypto::kCounterIvBytes);
     std::memcpy(op.aad.data(), packet.esp, 4);
     if (sa.esn) {
       store_be(op.aad.data() + 4, packet.seq);

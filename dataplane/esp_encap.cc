@@ -13,11 +13,13 @@ void esp_frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64
   const auto spi = static_cast<std::uint32_t>(sa.spi);
   store_be(out, spi);
   store_be(out + 4, static_cast<std::uint32_t>(seq));
-  // RFC 4106 §3.1: the IV is the sequence number, so it never repeats under one key.
-  store_be(out + kEspHeader, seq);
-  // Fixed sizes, so that each copy is one load and one store.
-  std::memcpy(op.nonce.data(), sa.salt.data(), crypto::kMaxSaltBytes);
-  std::memcpy(op.nonce.data() + suite.salt, out + kEspHeader, crypto::kMaxIvBytes);
+  if (suite.iv_kind == crypto::IvKind::counter) [[likely]] {
+    // RFC 4106 §3.1: the IV is the sequence number, so it never repeats under one key.
+    store_be(out + kEspHeader, seq);
+    // Fixed sizes, so that each copy is one load and one store.
+    std::memcpy(op.nonce.data(), sa.salt.data(), crypto::kMaxSaltBytes);
+    std::memcpy(op.nonce.data() + suite.salt, out + kEspHeader, crypto::kCounterIvBytes);
+  }
 
   // RFC 4106 §5: SPI and SN; with ESN the 64-bit number, its high half first.
   std::memcpy(op.aad.data(), out, 4);

@@ -8,7 +8,8 @@
 
 namespace espalier::dataplane {
 
-// Writes the ESP header, IV, padding and trailer around the `length` bytes of inner packet that
+// Writes the ESP header, the IV where it is the sequence number (a random one is drawn when the
+// packet is sealed), padding and trailer around the `length` bytes of inner packet that
 // stand at out + kEspHeader + iv, and describes the sealing in `op`. The packet is
 // esp_length(suite, length) bytes from `out` once the op is sealed.
 void esp_frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64_t seq,

@@ -67,6 +67,9 @@ std::uint8_t* Transmitter::place(std::size_t length, std::uint8_t tos) noexcept 
 void Transmitter::seal() noexcept {
   if (op_count_ == 0) return;
   const std::span<crypto::AeadOp> ops(ops_.data(), op_count_);
+  if (const crypto::SuiteInfo& suite = crypto::info(sa_->suite);
+      suite.iv_kind == crypto::IvKind::random)
+    for (const crypto::AeadOp& op : ops) ivs_.draw(op.text - suite.iv);
   sa_->key(worker_).seal(ops);
   for (const crypto::AeadOp& op : ops) {
     if (op.good) [[likely]]

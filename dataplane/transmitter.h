@@ -13,6 +13,7 @@
 #include <memory>
 
 #include "crypto/aead.h"
+#include "crypto/iv_source.h"
 #include "dataplane/counters.h"
 #include "dataplane/sa.h"
 #include "ifaces/engine.h"
@@ -80,6 +81,7 @@ class Transmitter {
   std::array<Run, kMaxRuns> runs_;
   std::array<Target, kMaxRuns> targets_;
   std::array<crypto::AeadOp, kSealBatch> ops_;
+  crypto::IvSource ivs_;
 };
 
 }  // namespace espalier::dataplane

@@ -113,7 +113,7 @@ struct SaSpec {
   ifaces::Endpoint local;  // port 0 with raw ESP
   ifaces::Endpoint peer;   // any address: not known yet, learned from an authenticated packet
   crypto::Suite suite = crypto::Suite::aes_gcm256;
-  crypto::SecretBytes keymat;  // key, then salt (RFC 4106 §8.1); moved from
+  crypto::SecretBytes keymat;  // info(suite).keymat(): keys, then salt; moved from
   bool esn = true;
   // Inbound: 32 to 65,536; 0, without ESN only, turns anti-replay off: any number is taken.
   std::uint32_t window_bits = 4096;

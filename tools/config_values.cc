@@ -179,11 +179,9 @@ dataplane::Encapsulation parse_encapsulation(std::string_view text) {
 }
 
 crypto::Suite parse_esp(std::string_view text) {
-  if (const auto suite = crypto::parse_suite(text)) return *suite;
-  std::string known;
-  for (const crypto::SuiteInfo& s : crypto::suites())
-    known += (known.empty() ? "" : ", ") + std::string(s.name);
-  wrong(in_quotes(text) + " is no suite that Espalier has; write one of " + known);
+  std::string_view why;
+  if (const auto suite = crypto::parse_suite(text, &why)) return *suite;
+  wrong(in_quotes(text) + " " + std::string(why));
 }
 
 std::uint32_t parse_number(std::string_view text, std::uint32_t least, std::uint32_t most) {

@@ -31,8 +31,9 @@ using crypto::SecretBytes;
 
 constexpr std::size_t kMaxKeyFile = 4096;
 constexpr std::string_view kSpace = " \t\r";
-constexpr std::array<std::string_view, 7> kWords = {"suite",   "spi-in",  "key-in",  "salt-in",
-                                                    "spi-out", "key-out", "salt-out"};
+constexpr std::array<std::string_view, 9> kWords = {"suite",   "spi-in",   "key-in",
+                                                    "auth-in", "salt-in",  "spi-out",
+                                                    "key-out", "auth-out", "salt-out"};
 
 std::string_view trim(std::string_view s) {
   const auto first = s.find_first_not_of(kSpace);
@@ -92,8 +93,8 @@ class KeyFileReader {
       }
     }
     refuse(file_, line_,
-           "an unknown name before '='; write one of suite, spi-in, key-in, salt-in, spi-out, "
-           "key-out, salt-out");
+           "an unknown name before '='; write one of suite, spi-in, key-in, auth-in, salt-in, "
+           "spi-out, key-out, auth-out, salt-out");
   }
 
   const Field& field(std::string_view name) const {
@@ -141,41 +142,52 @@ class KeyFileReader {
              std::string(name) + " has characters that are no hex digits; write " + length);
   }
 
-  SecretBytes keymat(const crypto::SuiteInfo& suite, const char* key, const char* salt) const {
+  // Parts that the suite does not have must not be there: they would be a slip of the pen.
+  SecretBytes keymat(const crypto::SuiteInfo& suite, const std::string& direction) const {
     SecretBytes result(suite.keymat());
-    const std::span<std::uint8_t> bytes = result.bytes();
-    hex_into(key, bytes.first(suite.key));
-    hex_into(salt, bytes.subspan(suite.key));
-    const auto key_bytes = bytes.first(suite.key);
-    // Zeroes, or one byte over and over: somebody's example, not a key.
-    if (std::all_of(key_bytes.begin(), key_bytes.end(),
-                    [&](std::uint8_t b) { return b == key_bytes.front(); }))
-      refuse(file_, field(key).line,
-             std::string(key) +
-                 " is one byte repeated, which anybody would guess; make a new one "
-                 "with `espalier keygen`");
+    std::span<std::uint8_t> rest = result.bytes();
+    const auto part = [&](const char* what, std::size_t length) {
+      const std::string name = what + direction;
+      if (length == 0) {
+        if (const auto found = fields_.find(name); found != fields_.end())
+          refuse(file_, found->second.line,
+                 name + " is nothing that " + std::string(suite.name) +
+                     " has; remove it, or write the suite that it is for");
+        return;
+      }
+      const std::span<std::uint8_t> bytes = rest.first(length);
+      rest = rest.subspan(length);
+      hex_into(name, bytes);
+      // Zeroes, or one byte over and over: somebody's example, not a key. A salt is no secret.
+      if (std::string_view(what) != "salt-" &&
+          std::all_of(bytes.begin(), bytes.end(),
+                      [&](std::uint8_t b) { return b == bytes.front(); }))
+        refuse(file_, field(name).line,
+               name +
+                   " is one byte repeated, which anybody would guess; make a new one "
+                   "with `espalier keygen`");
+    };
+    part("key-", suite.key);
+    part("auth-", suite.auth_key);
+    part("salt-", suite.salt);
     return result;
   }
 
   StaticKeys assemble() const {
     StaticKeys keys;
     const Field& suite = field("suite");
-    const auto parsed = crypto::parse_suite(suite.value);
-    if (!parsed) {
-      std::string known;
-      for (const crypto::SuiteInfo& one : crypto::suites())
-        known += (known.empty() ? "" : ", ") + std::string(one.name);
-      refuse(file_, suite.line, "suite is none that Espalier has; write one of " + known);
-    }
+    std::string_view why;
+    const auto parsed = crypto::parse_suite(suite.value, &why);
+    if (!parsed) refuse(file_, suite.line, "suite " + std::string(why));
     keys.suite = *parsed;
     const crypto::SuiteInfo& lengths = crypto::info(keys.suite);
     keys.spi_in = spi("spi-in");
     keys.spi_out = spi("spi-out");
-    keys.keymat_in = keymat(lengths, "key-in", "salt-in");
-    keys.keymat_out = keymat(lengths, "key-out", "salt-out");
+    keys.keymat_in = keymat(lengths, "in");
+    keys.keymat_out = keymat(lengths, "out");
     // Both ends count from 1: the same key and salt would use every nonce twice (RFC 4106 §3.1).
     if (keys.keymat_in.equals(keys.keymat_out))
-      refuse(file_, field("key-out").line,
+      refuse(file_, field(lengths.key != 0 ? "key-out" : "auth-out").line,
              "both directions have the same key and salt; make a new file with `espalier keygen`");
     keys.fingerprint = fingerprint_of(keys);
     return keys;
@@ -267,8 +279,13 @@ SecretBytes render_keys(const StaticKeys& keys, std::string_view comment) {
     std::array<char, 16> number{};
     std::snprintf(number.data(), number.size(), "0x%08x", static_cast<unsigned>(spi));
     put("spi-" + name + " = " + number.data() + "\n");
-    put_hex("key-" + name + " = ", keymat.first(suite.key));
-    put_hex("salt-" + name + " = ", keymat.subspan(suite.key));
+    const auto part = [&](const std::string& what, std::size_t length) {
+      if (length != 0) put_hex(what + name + " = ", keymat.first(length));
+      keymat = keymat.subspan(length);
+    };
+    part("key-", suite.key);
+    part("auth-", suite.auth_key);
+    part("salt-", suite.salt);
   };
   put(comment);
   put("suite = " + std::string(suite.name) + "\n");

@@ -16,7 +16,7 @@ namespace espalier::tools {
 struct StaticKeys {
   crypto::Suite suite{};
   dataplane::Spi spi_in{}, spi_out{};
-  crypto::SecretBytes keymat_in, keymat_out;  // key, then salt
+  crypto::SecretBytes keymat_in, keymat_out;  // cipher's key, integrity's, salt
   // SHA-256 over the outbound suite, SPI and key material, in hex: names the state file's owner
   // without telling the key.
   std::string fingerprint;

@@ -52,14 +52,17 @@ double timed(const std::function<void()>& work) {
 void measure_cipher(const crypto::Backend& backend, std::chrono::milliseconds each,
                     Measurement& row) {
   const crypto::SuiteInfo& suite = crypto::info(row.suite);
-  const auto key = backend.expand(row.suite, crypto::SecretBytes::random(suite.key).bytes());
-  const std::size_t stride = row.size + suite.icv;
+  const auto key = backend.expand(row.suite, crypto::SecretBytes::random(suite.keys()).bytes());
+  // Header, IV, text in whole blocks, ICV: as on the wire.
+  const std::size_t before = crypto::kEspHeaderBytes + suite.iv;
+  const std::size_t text_len = (row.size + suite.align - 1) / suite.align * suite.align;
+  const std::size_t stride = before + text_len + suite.icv;
   std::vector<std::uint8_t> memory(stride * MemoryPath::kBatch);
   std::array<crypto::AeadOp, MemoryPath::kBatch> ops{};
   for (std::size_t i = 0; i < ops.size(); ++i) {
-    ops[i].text = &memory[i * stride];
-    ops[i].text_len = static_cast<std::uint32_t>(row.size);
-    ops[i].icv = ops[i].text + row.size;
+    ops[i].text = &memory[i * stride + before];
+    ops[i].text_len = static_cast<std::uint32_t>(text_len);
+    ops[i].icv = ops[i].text + text_len;
     ops[i].aad_len = 12;
     ops[i].nonce[0] = static_cast<std::uint8_t>(i);
   }

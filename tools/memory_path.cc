@@ -107,9 +107,9 @@ MemoryPath::State::State(const crypto::Backend& backend, crypto::Suite suite_id,
 
 void MemoryPath::State::add_flow(const crypto::Backend& backend, std::size_t i) {
   const auto number = static_cast<std::uint32_t>(i);
-  std::array<std::uint8_t, crypto::kMaxKeyBytes> key{};
+  std::array<std::uint8_t, crypto::kMaxKeysBytes> key{};
   store_be(key.data(), number + 1);
-  const std::span<const std::uint8_t> key_bytes(key.data(), suite.key);
+  const std::span<const std::uint8_t> key_bytes(key.data(), suite.keys());
   const auto fill = [&](SaCommon& sa) {
     sa.spi = Spi{kFirstSpi + number};
     sa.encapsulation = Encapsulation::udp;

@@ -17,7 +17,7 @@ TEST(Esp, RoundTripOfEveryLength) {
     for (std::size_t length = 20; length <= 1500; ++length, ++seq) {
       const Bytes inner = length >= 40 && length % 2 == 0 ? inner_v6(length) : inner_v4(length);
       const Bytes packet = pair.seal(seq, inner, inner[0] >> 4 == 6 ? kNextIpv6 : kNextIpv4);
-      ASSERT_EQ((packet.size() - kEspHeader - suite.iv - suite.icv) % 4, 0U);
+      ASSERT_EQ((packet.size() - kEspHeader - suite.iv - suite.icv) % suite.align, 0U);
       const auto opened = pair.open({packet});
       ASSERT_EQ(opened.inner, std::vector<Bytes>{inner}) << length;
     }
@@ -38,29 +38,49 @@ TEST(Esp, PaddingIsMinimal) {
   EXPECT_EQ(inner_mtu(suite, 40, true, true), 0U);
 }
 
+// What fits is found by trying: the longest inner packet whose ESP packet is no longer than asked.
+TEST(Esp, InnerMtuIsTheLongestThatFits) {
+  for (const crypto::SuiteInfo& s : crypto::suites())
+    for (std::size_t outer = 200; outer < 240; ++outer) {
+      std::size_t longest = 0;
+      for (std::size_t n = 0; n < outer; ++n)
+        if (20 + esp_length(s, n) <= outer) longest = n;
+      ASSERT_EQ(inner_mtu(s, outer, false, false), longest) << s.name << " " << outer;
+    }
+  // 1500 − 20 − 8 (UDP) − 8 − 16 − 12 = 1436; 89 blocks of 16 are 1424, less the trailer.
+  EXPECT_EQ(inner_mtu(crypto::info(crypto::Suite::aes256_sha1), 1500, false, true), 1422U);
+}
+
 // T9: every length from 0 to beyond the minimum is refused and leaves the window alone.
-TEST(Esp, TruncatedPackets) {
-  SaPair pair;
-  const Bytes whole = pair.seal(5, inner_v4(100));
-  for (std::size_t length = 0; length < whole.size(); ++length) {
-    const auto reason = pair.lost(Bytes(whole.begin(), whole.begin() + static_cast<long>(length)));
-    const bool shorter = length < esp_minimum(pair.suite);
-    ASSERT_EQ(reason, shorter ? Drop::too_short : Drop::integrity) << length;
+TEST(Esp, T9TruncatedPacketsOfEverySuite) {
+  for (const crypto::SuiteInfo& s : crypto::suites()) {
+    SCOPED_TRACE(s.name);
+    SaPair pair(true, s.suite);
+    const Bytes whole = pair.seal(5, inner_v4(100));
+    for (std::size_t length = 0; length < whole.size(); ++length) {
+      const auto reason =
+          pair.lost(Bytes(whole.begin(), whole.begin() + static_cast<long>(length)));
+      const bool shorter = length < esp_minimum(pair.suite);
+      ASSERT_EQ(reason, shorter ? Drop::too_short : Drop::integrity) << length;
+    }
+    EXPECT_EQ(pair.in.window.top(), 0U);
+    EXPECT_EQ(pair.open({whole}).inner.size(), 1U);
   }
-  EXPECT_EQ(pair.in.window.top(), 0U);
-  EXPECT_EQ(pair.open({whole}).inner.size(), 1U);
 }
 
 TEST(Esp, EveryFlippedBitIsRefused) {
-  SaPair pair(false);
-  const Bytes whole = pair.seal(5, inner_v4(60));
-  for (std::size_t bit = 32; bit < whole.size() * 8; ++bit) {  // the SPI chose the SA
-    Bytes bad = whole;
-    bad[bit / 8] = static_cast<std::uint8_t>(bad[bit / 8] ^ 1U << bit % 8);
-    const auto reason = pair.lost(bad);
-    ASSERT_EQ(reason, Drop::integrity) << bit;
+  for (const crypto::SuiteInfo& s : crypto::suites()) {
+    SCOPED_TRACE(s.name);
+    SaPair pair(false, s.suite);
+    const Bytes whole = pair.seal(5, inner_v4(60));
+    for (std::size_t bit = 32; bit < whole.size() * 8; ++bit) {  // the SPI chose the SA
+      Bytes bad = whole;
+      bad[bit / 8] = static_cast<std::uint8_t>(bad[bit / 8] ^ 1U << bit % 8);
+      const auto reason = pair.lost(bad);
+      ASSERT_EQ(reason, Drop::integrity) << bit;
+    }
+    EXPECT_EQ(pair.in.window.top(), 0U);
   }
-  EXPECT_EQ(pair.in.window.top(), 0U);
 }
 
 TEST(Esp, A4ForgedNumbersDoNotMoveTheWindow) {
@@ -108,9 +128,12 @@ TEST(Esp, EsnWraps) {
 
 // The high half is authenticated: the same low half under another high half is a forgery.
 TEST(Esp, EsnHighHalfIsAuthenticated) {
-  SaPair pair(true, crypto::Suite::aes_gcm256, 64, 0x500000000ULL);
-  EXPECT_EQ(pair.lost(pair.seal(0x300000007ULL, inner_v4(40))), Drop::integrity);
-  EXPECT_EQ(pair.open({pair.seal(0x500000007ULL, inner_v4(40))}).inner.size(), 1U);
+  for (const crypto::SuiteInfo& s : crypto::suites()) {
+    SCOPED_TRACE(s.name);
+    SaPair pair(true, s.suite, 64, 0x500000000ULL);
+    EXPECT_EQ(pair.lost(pair.seal(0x300000007ULL, inner_v4(40))), Drop::integrity);
+    EXPECT_EQ(pair.open({pair.seal(0x500000007ULL, inner_v4(40))}).inner.size(), 1U);
+  }
 }
 
 TEST(Esp, PaddingMustCount) {

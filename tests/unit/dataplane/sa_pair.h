@@ -44,15 +44,15 @@ inline Bytes inner_v6(std::size_t length) {
 struct SaPair {
   explicit SaPair(bool esn = true, crypto::Suite suite_id = crypto::Suite::aes_gcm128,
                   std::uint32_t window = 1024, std::uint64_t top = 0,
-                  const Bytes& keymat = Bytes(36, 7))
+                  const Bytes& keymat = Bytes(crypto::kMaxKeysBytes + crypto::kMaxSaltBytes, 7))
       : suite(crypto::info(suite_id)), backend(crypto::make_backend("openssl")), in(window, top) {
     const auto fill = [&](SaCommon& sa) {
       sa.spi = Spi{0x11223344};
       sa.esn = esn;
       sa.suite = suite_id;
       sa.encapsulation = Encapsulation::udp;
-      sa.keys.push_back(backend->expand(suite_id, std::span(keymat).first(suite.key)));
-      std::copy_n(keymat.begin() + suite.key, suite.salt, sa.salt.begin());
+      sa.keys.push_back(backend->expand(suite_id, std::span(keymat).first(suite.keys())));
+      std::copy_n(keymat.begin() + suite.keys(), suite.salt, sa.salt.begin());
       sa.peer = peer;
     };
     fill(out);

@@ -133,6 +133,7 @@ TEST(Config, ReadsEverySpelling) {
               dataplane::Encapsulation::esp)
         << raw;
   EXPECT_EQ(conn_of(plain + "phase2alg=aes128gcm16\n").esp, crypto::Suite::aes_gcm128);
+  EXPECT_EQ(conn_of(plain + "esp=aes256-sha1;modp2048\n").esp, crypto::Suite::aes256_sha1);
   EXPECT_EQ(conn_of(plain + "left-port=4501\n").left_port, 4501);
   EXPECT_EQ(conn_of(plain + "replay-window=65536\n").replay_window, 65536U);
   EXPECT_EQ(conn_of(plain + "mtu=1400\n").mtu, 1400U);
@@ -308,8 +309,10 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"YesNo", "[conn a]\nvti-routing=maybe\n", 2, "'maybe'", "yes or no"},
         Refusal{"VtiNoLength", "[conn a]\nleftvti=10.0.1.1\n", 2, "10.0.1.1", "10.0.1.1/24"},
         Refusal{"Encapsulation", "[conn a]\nencapsulation=tcp\n", 2, "'tcp'", "UDP port 4500"},
-        Refusal{"Suite", "[conn a]\nesp=aes256-sha1;modp2048\n", 2, "aes256-sha1;modp2048",
-                "aes_gcm128, aes_gcm192, aes_gcm256"},
+        Refusal{"Suite", "[conn a]\nesp=aes256-rot13;modp2048\n", 2, "aes256-rot13;modp2048",
+                "aes_gcm256"},
+        Refusal{"EncryptionOnly", "[conn a]\nesp=aes256\n", 2, "without authentication",
+                "aes256-sha256"},
         Refusal{"WindowZero", "[conn a]\nreplay-window=0\n", 2, "'0'", "write one"},
         Refusal{"WindowLarge", "[conn a]\nreplay-window=65537\n", 2, "64 to 65536", "write one"},
         Refusal{"WindowHuge", "[conn a]\nreplay-window=4294967360\n", 2, "64 to 65536",

@@ -121,8 +121,9 @@ TEST(Keys, FingerprintCoversTheOutboundSide) {
 }
 
 TEST(Keys, RefusesWithLineAndReason) {
-  EXPECT_THAT(refusal_with(1, "suite = aes256-sha1"),
-              AllOf(HasSubstr("t.keys:1: suite"), HasSubstr("aes_gcm128, aes_gcm192")));
+  EXPECT_THAT(refusal_with(1, "suite = aes256"),
+              AllOf(HasSubstr("t.keys:1: suite"), HasSubstr("write aes256-sha256")));
+  EXPECT_THAT(refusal_with(1, "suite = aes256-sha1"), HasSubstr("auth-in is missing"));
   EXPECT_THAT(refusal_with(2, "spi-in = 255"), AllOf(HasSubstr("t.keys:2:"), HasSubstr("256")));
   EXPECT_THAT(refusal_with(2, "spi-in = 0x100000000"), HasSubstr("no 32-bit number"));
   EXPECT_THAT(refusal_with(2, "spi-in = -1"), HasSubstr("no 32-bit number"));
@@ -149,9 +150,48 @@ TEST(Keys, NeverRepeatsWhatIsInTheFile) {
   EXPECT_THAT(refusal_with(3, kKeyIn + " = key-in"), HasSubstr("t.keys:3: an unknown name"));
   EXPECT_THAT(refusal_with(3, kKeyIn.substr(0, 6) + " = 5"),
               HasSubstr("t.keys:3: an unknown name"));
-  EXPECT_THAT(refusal_with(1, "suite = " + kKeyIn), HasSubstr("t.keys:1: suite is none"));
+  EXPECT_THAT(refusal_with(1, "suite = " + kKeyIn), HasSubstr("t.keys:1: suite is no suite"));
   EXPECT_THAT(refusal_with(2, "spi-in = " + kKeyIn), HasSubstr("t.keys:2: spi-in"));
   EXPECT_THAT(refusal_with(3, "key_in = " + kKeyIn), HasSubstr("t.keys:3: an unknown name"));
+}
+
+// RFC 7296 §2.17: the cipher's key comes before that of the integrity algorithm.
+TEST(Keys, OfEverySuite) {
+  crypto::initialise();
+  for (const crypto::SuiteInfo& s : crypto::suites()) {
+    SCOPED_TRACE(s.name);
+    StaticKeys keys;
+    keys.suite = s.suite;
+    keys.spi_in = dataplane::Spi{256};
+    keys.spi_out = dataplane::Spi{257};
+    keys.keymat_in = crypto::SecretBytes::random(s.keymat());
+    keys.keymat_out = crypto::SecretBytes::random(s.keymat());
+    const crypto::SecretBytes file = render_keys(keys, "");
+    const std::string text(file.bytes().begin(), file.bytes().end());
+    EXPECT_EQ(text.find("key-in") != std::string::npos, s.key != 0);
+    EXPECT_EQ(text.find("auth-in") != std::string::npos, s.auth_key != 0);
+    EXPECT_EQ(text.find("salt-in") != std::string::npos, s.salt != 0);
+    if (s.key != 0 && s.auth_key != 0) {
+      EXPECT_LT(text.find("key-in"), text.find("auth-in"));
+    }
+    const StaticKeys read = parse_keys(text, "t.keys");
+    EXPECT_EQ(read.suite, s.suite);
+    EXPECT_TRUE(read.keymat_in.equals(keys.keymat_in));
+    EXPECT_TRUE(read.keymat_out.equals(keys.keymat_out));
+  }
+}
+
+TEST(Keys, PartsThatTheSuiteHasNot) {
+  std::vector<std::string> lines = good_lines();
+  lines.push_back("auth-in = " + kKeyIn);
+  EXPECT_THAT(refusal(join(lines)), HasSubstr("t.keys:8: auth-in is nothing that aes_gcm256 has"));
+  lines[0] = "suite = aes256-sha256";
+  lines.push_back("auth-out = " + kKeyIn);
+  EXPECT_THAT(refusal(join(lines)), HasSubstr("t.keys:4: salt-in is nothing that aes256-sha256"));
+  lines[3] = lines[6] = "";
+  EXPECT_EQ(refusal(join(lines)), "");
+  lines[7] = "auth-in = " + std::string(64, '0');
+  EXPECT_THAT(refusal(join(lines)), HasSubstr("t.keys:8: auth-in is one byte repeated"));
 }
 
 // RFC 4106 §3.1: both directions count from 1, so the same key and salt would repeat every nonce.
