@@ -41,6 +41,7 @@ int run_keygen(const std::vector<std::string>& words);  // cmd_keygen.cc
 int run_check(const std::vector<std::string>& words);   // cmd_check.cc
 int run_status(const std::vector<std::string>& words);  // cmd_status.cc
 int run_doctor(const std::vector<std::string>& words);  // cmd_doctor.cc
+int run_exec(const std::vector<std::string>& words);    // cmd_exec.cc
 int run_bench(const std::vector<std::string>& words);   // cmd_bench.cc
 
 }  // namespace espalier::tools

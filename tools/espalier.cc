@@ -17,6 +17,8 @@ constexpr std::array kCommands = {
             espalier::tools::run_check},
     Command{"status", "what the running daemon does", espalier::tools::run_status},
     Command{"doctor", "what this machine offers and refuses", espalier::tools::run_doctor},
+    Command{"exec", "run a command that finds espalierd in the place of kernel IPsec",
+            espalier::tools::run_exec},
     Command{"bench", "measure what this machine's processor does with packets",
             espalier::tools::run_bench},
 };

@@ -1,0 +1,139 @@
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <iostream>
+#include <system_error>
+
+#include "tools/command.h"
+#include "tools/control_client.h"
+#include "tools/exec/filter.h"
+#include "tools/exec/supervisor.h"
+
+namespace espalier::tools {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr Usage kUsage{
+    "espalier exec [--control PATH] -- COMMAND [ARGUMENT…]",
+    "Runs COMMAND so that it finds espalierd in the place of the kernel's IPsec: its NETLINK_XFRM\n"
+    "sockets, its NAT-T sockets and its vti and xfrm devices are espalierd's. What COMMAND starts\n"
+    "is served as well. The process stays the same, and so do its signals and its exit status.",
+    "espalier exec -- /usr/sbin/charon-systemd\n"
+    "  espalier exec -- ip xfrm state"};
+
+constexpr int kChannel = 3;
+
+[[noreturn]] void fail(const char* what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
+
+void send_fd(int channel, int fd) {
+  char byte = 0;
+  iovec part{&byte, 1};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof fd)> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* rights = CMSG_FIRSTHDR(&message);
+  rights->cmsg_level = SOL_SOCKET;
+  rights->cmsg_type = SCM_RIGHTS;
+  rights->cmsg_len = CMSG_LEN(sizeof fd);
+  std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+  if (::sendmsg(channel, &message, MSG_NOSIGNAL) < 0) fail("sendmsg");
+}
+
+ifaces::UniqueFd receive_fd(int channel) {
+  char byte = 0;
+  iovec part{&byte, 1};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  if (::recvmsg(channel, &message, MSG_CMSG_CLOEXEC) <= 0) return {};
+  const cmsghdr* rights = CMSG_FIRSTHDR(&message);
+  if (rights == nullptr || rights->cmsg_type != SCM_RIGHTS) return {};
+  int fd = -1;
+  std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
+  return ifaces::UniqueFd(fd);
+}
+
+// In a process of its own, which nobody waits for: it outlives COMMAND if something that COMMAND
+// started does.
+[[noreturn]] void supervise(int channel, const std::filesystem::path& control) {
+  ::setsid();
+  if (::chdir("/") != 0) ::_exit(kFailed);
+  // Nothing of the caller's is kept open: a pipe of its would never end.
+  if (channel != kChannel) ::dup2(channel, kChannel);
+  channel = kChannel;
+  ::close_range(kChannel + 1, ~0U, 0);
+  const ifaces::UniqueFd null(::open("/dev/null", O_RDWR));
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null.get(), fd);
+  for (const int signal : {SIGINT, SIGHUP, SIGPIPE}) ::signal(signal, SIG_IGN);
+  ifaces::UniqueFd listener = receive_fd(channel);
+  ::close(channel);
+  if (!listener) ::_exit(kFailed);
+  ::prctl(PR_SET_NAME, "espalier-exec");
+  Supervisor(std::move(listener), control).run();
+  ::_exit(kDone);
+}
+
+// Twice forked, so that COMMAND gets no child that it did not make.
+void start_supervisor(const std::array<int, 2>& channel, const std::filesystem::path& control) {
+  const pid_t child = ::fork();
+  if (child < 0) fail("fork");
+  if (child > 0) {
+    ::waitpid(child, nullptr, 0);
+    return;
+  }
+  if (::fork() != 0) ::_exit(kDone);
+  ::close(channel[0]);
+  supervise(channel[1], control);
+}
+
+}  // namespace
+
+int run_exec(const std::vector<std::string>& words) {
+  const auto dashes = std::find(words.begin(), words.end(), "--");
+  po::options_description options("options");
+  options.add_options()("control",
+                        po::value<std::string>()->default_value(kDefaultControl.string()),
+                        "the daemon's control socket");
+  const auto values = parse_words({words.begin(), dashes}, kUsage, options);
+  if (!values) return kDone;
+  if (dashes == words.end() || dashes + 1 == words.end())
+    throw UsageError("no command; write it behind --, as in: espalier exec -- ip xfrm state");
+  const std::filesystem::path control = (*values)["control"].as<std::string>();
+  static_cast<void>(ask(control, {{"op", "status"}}));  // one clear line if nobody is there
+
+  std::array<int, 2> channel{};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel.data()) != 0) fail("socketpair");
+  start_supervisor(channel, control);
+  ::close(channel[1]);
+  {
+    const ifaces::UniqueFd listener = install_filter();
+    send_fd(channel[0], listener.get());
+  }
+  ::close(channel[0]);
+
+  std::vector<char*> arguments;
+  for (auto word = dashes + 1; word != words.end(); ++word)
+    arguments.push_back(const_cast<char*>(word->c_str()));
+  arguments.push_back(nullptr);
+  ::execvp(arguments.front(), arguments.data());
+  throw std::system_error(errno, std::generic_category(), arguments.front());
+}
+
+}  // namespace espalier::tools

@@ -1,0 +1,203 @@
+#include "tools/exec/relay.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <random>
+#include <system_error>
+
+namespace espalier::tools {
+namespace {
+
+constexpr int kAnswerMs = 2000;
+
+[[noreturn]] void fail(const char* what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
+
+ifaces::UniqueFd dial(const std::filesystem::path& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string& text = path.native();
+  if (text.size() >= sizeof address.sun_path) return {};
+  std::memcpy(address.sun_path, text.data(), text.size());
+  ifaces::UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!fd || ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    return {};
+  return fd;
+}
+
+// The name of our end is what the command's recvfrom() reports as the sender. Twelve bytes, read as
+// a sockaddr_nl: nl_pid, which must be 0 (the kernel), are the bytes 4 to 7.
+void bind_as_kernel(int fd) {
+  std::random_device random;
+  for (int attempt = 0; attempt < 16; ++attempt) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    const std::uint32_t unique = random();
+    address.sun_path[1] = static_cast<char>(random());
+    std::memcpy(address.sun_path + 6, &unique, sizeof unique);
+    constexpr socklen_t kLength = sizeof(sockaddr_nl);
+    if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), kLength) == 0) return;
+    if (errno != EADDRINUSE) break;
+  }
+  fail("bind");
+}
+
+// Sends `message`, with a descriptor unless it is -1, and waits for the answer. False: no daemon.
+bool converse(int fd, front::Message& message, int descriptor) {
+  std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  iovec part{&message, sizeof message};
+  msghdr header{};
+  header.msg_iov = &part;
+  header.msg_iovlen = 1;
+  if (descriptor >= 0) {
+    header.msg_control = control.data();
+    header.msg_controllen = control.size();
+    cmsghdr* rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
+  }
+  if (::sendmsg(fd, &header, MSG_NOSIGNAL) < 0) return false;
+  pollfd ready{fd, POLLIN, 0};
+  if (::poll(&ready, 1, kAnswerMs) != 1) return false;
+  return ::recv(fd, &message, sizeof message, 0) == ssize_t{sizeof message};
+}
+
+front::Message make(std::uint16_t type, std::uint32_t pid) {
+  front::Message message{};
+  message.header.nlmsg_len = sizeof message;
+  message.header.nlmsg_type = type;
+  message.version = front::kVersion;
+  message.pid = pid;
+  return message;
+}
+
+}  // namespace
+
+Relay::Relay(std::filesystem::path daemon, std::uint32_t pid, std::uint32_t portid)
+    : path_(std::move(daemon)), state_(make(front::kState, pid)) {
+  state_.portid = portid;
+  std::array<int, 2> pair{};
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair.data()) != 0) fail("socketpair");
+  command_ = ifaces::UniqueFd(pair[0]);
+  command_end_ = ifaces::UniqueFd(pair[1]);
+  bind_as_kernel(command_.get());
+  socklen_t length = sizeof cookie_;
+  if (::getsockopt(command_end_.get(), SOL_SOCKET, SO_COOKIE, &cookie_, &length) != 0)
+    fail("SO_COOKIE");
+  connect();
+}
+
+bool Relay::connect() {
+  if (daemon_) return true;
+  daemon_ = dial(path_);
+  if (daemon_) tell_state();
+  return bool{daemon_};
+}
+
+void Relay::tell_state() {
+  front::Message message = state_;
+  if (daemon_ && (!converse(daemon_.get(), message, -1) || message.error != 0)) lose_daemon();
+}
+
+void Relay::set_name(std::uint32_t portid, std::uint32_t groups) {
+  if (portid != 0) state_.portid = portid;
+  state_.groups |= groups;
+  tell_state();
+}
+
+void Relay::set_option(int option, int value) {
+  const auto flag = [&](std::uint32_t bit) {
+    state_.flags = value != 0 ? state_.flags | bit : state_.flags & ~bit;
+  };
+  switch (option) {
+    case NETLINK_ADD_MEMBERSHIP:
+    case NETLINK_DROP_MEMBERSHIP: {
+      if (value < 1 || value > 32) return;
+      const std::uint32_t bit = 1U << (value - 1);
+      state_.groups = option == NETLINK_ADD_MEMBERSHIP ? state_.groups | bit : state_.groups & ~bit;
+      break;
+    }
+    case NETLINK_EXT_ACK:
+      flag(front::kExtAck);
+      break;
+    case NETLINK_CAP_ACK:
+      flag(front::kCapAck);
+      break;
+    default:
+      return;
+  }
+  tell_state();
+}
+
+bool Relay::from_command() {
+  std::vector<std::uint8_t> bytes(front::kMaxMessage);
+  const ssize_t got = ::recv(command_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
+  if (got < 0) return errno == EAGAIN || errno == EINTR;
+  if (got == 0) return false;
+  if (got < ssize_t{sizeof(nlmsghdr)}) return true;
+  nlmsghdr request{};
+  std::memcpy(&request, bytes.data(), sizeof request);
+  if (request.nlmsg_type < NLMSG_MIN_TYPE) return true;  // only we may speak those
+  if (!connect() ||
+      ::send(daemon_.get(), bytes.data(), static_cast<std::size_t>(got), MSG_NOSIGNAL) < 0) {
+    lose_daemon();
+    refuse(request);
+    return true;
+  }
+  pending_ = request;
+  return true;
+}
+
+void Relay::from_daemon() {
+  std::vector<std::uint8_t> bytes(front::kMaxMessage);
+  const ssize_t got = ::recv(daemon_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (got < ssize_t{sizeof(nlmsghdr)}) return lose_daemon();
+  nlmsghdr answer{};
+  std::memcpy(&answer, bytes.data(), sizeof answer);
+  if (answer.nlmsg_type < NLMSG_MIN_TYPE && answer.nlmsg_type != NLMSG_ERROR &&
+      answer.nlmsg_type != NLMSG_DONE)
+    return;
+  if (pending_ && answer.nlmsg_seq == pending_->nlmsg_seq &&
+      ((answer.nlmsg_flags & NLM_F_MULTI) == 0 || answer.nlmsg_type == NLMSG_DONE))
+    pending_.reset();
+  // A command that does not read loses events, as with the kernel.
+  ::send(command_.get(), bytes.data(), static_cast<std::size_t>(got), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+void Relay::lose_daemon() {
+  daemon_.reset(-1);
+  if (pending_) refuse(*pending_);
+  pending_.reset();
+}
+
+void Relay::refuse(const nlmsghdr& request) {
+  struct {
+    nlmsghdr header;
+    nlmsgerr error;
+  } answer{};
+  answer.header.nlmsg_len = sizeof answer;
+  answer.header.nlmsg_type = NLMSG_ERROR;
+  answer.header.nlmsg_seq = request.nlmsg_seq;
+  answer.header.nlmsg_pid = state_.portid;
+  answer.error.error = -ECONNREFUSED;
+  answer.error.msg = request;
+  ::send(command_.get(), &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+int hand_over_natt(const std::filesystem::path& daemon, std::uint32_t pid, int socket) {
+  const ifaces::UniqueFd fd = dial(daemon);
+  if (!fd) return ECONNREFUSED;
+  front::Message message = make(front::kNatt, pid);
+  return converse(fd.get(), message, socket) ? message.error : ECONNREFUSED;
+}
+
+}  // namespace espalier::tools

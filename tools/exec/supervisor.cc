@@ -1,0 +1,304 @@
+#include "tools/exec/supervisor.h"
+
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tunnel.h>
+#include <linux/netlink.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "tools/control_client.h"
+#include "tools/exec/filter.h"
+#include "tools/exec/tunnel_request.h"
+
+namespace espalier::tools {
+namespace {
+
+constexpr int kLookForDaemonMs = 1000;
+constexpr std::size_t kMaxSend = 65536;
+constexpr std::size_t kMaxParts = 16;  // of a sendmsg()
+
+// What a command sends: its bytes, gathered. Empty if it cannot be read.
+std::vector<std::uint8_t> sent_bytes(const Process& process, int call, Arguments a) {
+  std::vector<iovec> parts;
+  if (call == SYS_sendmsg) {
+    const auto header = process.read<msghdr>(a[1]);
+    if (!header || header->msg_iovlen == 0 || header->msg_iovlen > kMaxParts) return {};
+    parts.resize(header->msg_iovlen);
+    if (!process.read(
+            reinterpret_cast<std::uint64_t>(header->msg_iov),
+            {reinterpret_cast<std::uint8_t*>(parts.data()), parts.size() * sizeof(iovec)}))
+      return {};
+  } else {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): an address in the other process
+    parts.push_back({reinterpret_cast<void*>(a[1]), a[2]});
+  }
+  std::vector<std::uint8_t> bytes;
+  for (const iovec& part : parts) {
+    const std::size_t before = bytes.size();
+    if (part.iov_len > kMaxSend - before) return {};
+    bytes.resize(before + part.iov_len);
+    if (!process.read(reinterpret_cast<std::uint64_t>(part.iov_base),
+                      std::span(bytes).subspan(before)))
+      return {};
+  }
+  return bytes;
+}
+
+nlohmann::json vti_request(const char* op, const dataplane::DeviceSpec& device) {
+  const auto end = [](const ifaces::IpAddress& a) { return a.is_any() ? "" : a.str(); };
+  return {{"op", op},
+          {"name", device.name},
+          {"local", end(device.local)},
+          {"remote", end(device.remote)},
+          {"ikey", device.ikey},
+          {"okey", device.okey},
+          {"if_id", device.if_id}};
+}
+
+}  // namespace
+
+Supervisor::Supervisor(ifaces::UniqueFd listener, std::filesystem::path control)
+    : listener_(std::move(listener)),
+      control_(std::move(control)),
+      xfrm_(front::socket_path(control_)) {}
+
+void Supervisor::run() {
+  for (;;) {
+    std::vector<pollfd> fds{{listener_.get(), POLLIN, 0}};
+    bool daemon_away = false;
+    for (const auto& [cookie, relay] : relays_) {
+      fds.push_back({relay->command_fd(), POLLIN, 0});
+      if (relay->daemon_fd() >= 0) fds.push_back({relay->daemon_fd(), POLLIN, 0});
+      // Who listens for events must be told when there are some again.
+      else if (relay->state().groups != 0)
+        daemon_away = true;
+    }
+    const int count = ::poll(fds.data(), fds.size(), daemon_away ? kLookForDaemonMs : -1);
+    if (count < 0 && errno != EINTR) return;
+    if (count > 0) {
+      if ((fds.front().revents & (POLLHUP | POLLERR)) != 0) return;
+      serve_relays(std::span(fds).subspan(1));
+      if ((fds.front().revents & POLLIN) != 0) serve_call();
+    }
+    if (daemon_away)
+      for (const auto& [cookie, relay] : relays_)
+        if (relay->state().groups != 0) relay->connect();
+  }
+}
+
+void Supervisor::serve_relays(std::span<const pollfd> ready) {
+  for (const pollfd& fd : ready) {
+    if (fd.revents == 0) continue;
+    const auto found = std::find_if(relays_.begin(), relays_.end(), [&fd](const auto& entry) {
+      return entry.second->command_fd() == fd.fd || entry.second->daemon_fd() == fd.fd;
+    });
+    if (found == relays_.end()) continue;
+    Relay& relay = *found->second;
+    if (relay.daemon_fd() == fd.fd)
+      relay.from_daemon();
+    else if (!relay.from_command())
+      relays_.erase(found);
+  }
+}
+
+bool Supervisor::still_waiting(const seccomp_notif& call) const noexcept {
+  return ::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_ID_VALID, &call.id) == 0;
+}
+
+void Supervisor::serve_call() {
+  seccomp_notif call{};
+  if (::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_RECV, &call) != 0) return;
+  seccomp_notif_resp answer{};
+  answer.id = call.id;
+  try {
+    if (call.data.nr == SYS_socket && make_socket(call)) return;
+    const Verdict verdict = call.data.nr == SYS_socket ? native() : judge(call);
+    answer.error = -verdict.error;
+    answer.val = verdict.value;
+    answer.flags = verdict.go_on ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0;
+  } catch (const std::exception&) {
+    answer.flags = 0;
+    answer.error = -ENOMEM;
+  }
+  ::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_SEND, &answer);  // fails if the caller is gone
+}
+
+bool Supervisor::give(const seccomp_notif& call, int fd, int wanted, bool close_on_exec) {
+  seccomp_notif_addfd add{};
+  add.id = call.id;
+  add.flags = SECCOMP_ADDFD_FLAG_SEND;
+  add.srcfd = static_cast<std::uint32_t>(fd);
+  add.newfd_flags = close_on_exec ? O_CLOEXEC : 0;
+  if (wanted >= 0) {
+    add.flags |= SECCOMP_ADDFD_FLAG_SETFD;
+    add.newfd = static_cast<std::uint32_t>(wanted);
+  }
+  return ::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_ADDFD, &add) >= 0;
+}
+
+bool Supervisor::make_socket(const seccomp_notif& call) {
+  const Process process(static_cast<pid_t>(call.pid));
+  if (!process.shares_network()) return false;  // another network namespace is not ours
+  const auto type = static_cast<int>(call.data.args[1]);
+  const bool close_on_exec = (type & SOCK_CLOEXEC) != 0;
+
+  if (static_cast<int>(call.data.args[2]) == NETLINK_ROUTE) {
+    const ifaces::UniqueFd fd(::socket(AF_NETLINK, type, NETLINK_ROUTE));
+    if (!fd || !still_waiting(call)) return false;
+    for (int i = 0; i < kRouteCount; ++i) {
+      const int number = kRouteFirst + (next_route_ + i) % kRouteCount;
+      if (process.has_descriptor(number)) continue;
+      next_route_ = (next_route_ + i + 1) % kRouteCount;
+      return give(call, fd.get(), number, close_on_exec);
+    }
+    return false;
+  }
+
+  // The first of a process is named after it, as the kernel does; others get high numbers.
+  const auto pid = static_cast<std::uint32_t>(process.pid());
+  const bool first = std::none_of(relays_.begin(), relays_.end(), [pid](const auto& entry) {
+    return entry.second->state().portid == pid;
+  });
+  auto relay = std::make_unique<Relay>(xfrm_, pid, first ? pid : 0xf0000000U + ++next_portid_);
+  const ifaces::UniqueFd end = relay->take_command_end();
+  if ((type & SOCK_NONBLOCK) != 0) ::fcntl(end.get(), F_SETFL, O_NONBLOCK);
+  if (!still_waiting(call) || !give(call, end.get(), -1, close_on_exec)) return false;
+  relays_.emplace(relay->cookie(), std::move(relay));
+  return true;
+}
+
+Relay* Supervisor::relay_of(const ifaces::UniqueFd& socket) noexcept {
+  std::uint64_t cookie = 0;
+  socklen_t length = sizeof cookie;
+  if (!socket || ::getsockopt(socket.get(), SOL_SOCKET, SO_COOKIE, &cookie, &length) != 0)
+    return nullptr;
+  const auto found = relays_.find(cookie);
+  return found == relays_.end() ? nullptr : found->second.get();
+}
+
+Supervisor::Verdict Supervisor::judge(const seccomp_notif& call) {
+  const Process process(static_cast<pid_t>(call.pid));
+  const Arguments a(&call.data.args[0], std::size(call.data.args));
+  const auto number = static_cast<int>(a[0]);
+  switch (call.data.nr) {
+    case SYS_sendmsg:
+    case SYS_sendto:
+    case SYS_write:
+      return on_send(process, call.data.nr, a);
+    case SYS_ioctl:
+      return on_tunnel(process, a);
+    case SYS_setsockopt:
+      if (static_cast<int>(a[1]) == IPPROTO_UDP) return on_encap(process, number);
+      // Only a kernel with XFRM could let these sockets pass its policies; ours never sees them.
+      if (static_cast<int>(a[1]) != SOL_NETLINK) return done();
+      break;
+    default:
+      break;
+  }
+  const ifaces::UniqueFd socket = process.descriptor(number);
+  Relay* relay = relay_of(socket);
+  if (relay == nullptr || !still_waiting(call)) return native();
+  if (call.data.nr == SYS_bind) return on_bind(process, *relay, a);
+  if (call.data.nr == SYS_getsockname) return on_getsockname(process, *relay, a);
+  return on_option(process, *relay, a);
+}
+
+Supervisor::Verdict Supervisor::on_bind(const Process& process, Relay& relay, Arguments a) {
+  const auto name = process.read<sockaddr_nl>(a[1]);
+  if (!name) return failed(EFAULT);
+  if (name->nl_family != AF_NETLINK) return failed(EINVAL);
+  relay.set_name(name->nl_pid, name->nl_groups);
+  return done();
+}
+
+Supervisor::Verdict Supervisor::on_getsockname(const Process& process, const Relay& relay,
+                                               Arguments a) {
+  sockaddr_nl name{};
+  name.nl_family = AF_NETLINK;
+  name.nl_pid = relay.state().portid;
+  name.nl_groups = relay.state().groups;
+  const auto room = process.read<socklen_t>(a[2]);
+  if (!room) return failed(EFAULT);
+  const std::size_t size = std::min<std::size_t>(*room, sizeof name);
+  const std::span bytes(reinterpret_cast<const std::uint8_t*>(&name), size);
+  if (!process.write(a[1], bytes) || !process.write(a[2], socklen_t{sizeof name}))
+    return failed(EFAULT);
+  return done();
+}
+
+Supervisor::Verdict Supervisor::on_option(const Process& process, Relay& relay, Arguments a) {
+  const auto value = process.read<std::int32_t>(a[3]);
+  if (!value) return failed(EFAULT);
+  relay.set_option(static_cast<int>(a[2]), *value);
+  return done();
+}
+
+// The kernel itself must not see the option: without ESP in it, it would drop every ESP packet of
+// the socket, and tell the sender that the port is closed.
+Supervisor::Verdict Supervisor::on_encap(const Process& process, int socket) const {
+  const ifaces::UniqueFd copy = process.descriptor(socket);
+  if (!copy) return native();
+  const int error = hand_over_natt(xfrm_, static_cast<std::uint32_t>(process.pid()), copy.get());
+  return error == 0 ? done() : failed(error);
+}
+
+Supervisor::Verdict Supervisor::on_send(const Process& process, int call, Arguments a) const {
+  const auto request = parse_new_link(sent_bytes(process, call, a));
+  if (!request) return native();
+  try {
+    static_cast<void>(ask(control_, vti_request("vti-add", request->device)));
+  } catch (const ControlError&) {
+    // The kernel answers for us: the name is taken, or the kind unknown.
+    return native();
+  }
+  const ifaces::UniqueFd socket = process.descriptor(static_cast<int>(a[0]));
+  const ssize_t sent = ::send(socket.get(), request->rest.data(), request->rest.size(), 0);
+  return sent < 0 ? failed(errno)
+                  : done(call == SYS_sendmsg || call == SYS_write || call == SYS_sendto
+                             ? static_cast<std::int64_t>(sent)
+                             : 0);
+}
+
+Supervisor::Verdict Supervisor::on_tunnel(const Process& process, Arguments a) const {
+  const auto request = process.read<ifreq>(a[2]);
+  if (!request) return failed(EFAULT);
+  const auto address = reinterpret_cast<std::uint64_t>(request->ifr_data);
+  const auto parameters = process.read<ip_tunnel_parm>(address);
+  const std::string on(request->ifr_name, ::strnlen(request->ifr_name, sizeof request->ifr_name));
+  if (!parameters) return failed(EFAULT);
+  dataplane::DeviceSpec device = device_of(*parameters);
+  // Other kinds of tunnels are the kernel's own; ours are asked for on ip_vti0, or by their name.
+  const bool by_kind = on == "ip_vti0";
+  const auto command = static_cast<unsigned>(a[1]);
+  try {
+    if (command == SIOCADDTUNNEL) {
+      if (!by_kind) return native();
+      static_cast<void>(ask(control_, vti_request("vti-add", device)));
+      return done();
+    }
+    device.name = by_kind ? device.name : on;
+    if (command == SIOCDELTUNNEL) {
+      static_cast<void>(ask(control_, {{"op", "vti-delete"}, {"name", device.name}}));
+      return done();
+    }
+  } catch (const ControlError&) {
+    if (!by_kind) return native();
+    return failed(command == SIOCADDTUNNEL ? EEXIST : ENODEV);
+  }
+  return native();
+}
+
+}  // namespace espalier::tools
