@@ -1,8 +1,14 @@
 #include "dataplane/dataplane.h"
 
-#include <algorithm>
-#include <stdexcept>
+#include <sys/eventfd.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+
+#include "dataplane/expiry.h"
+#include "dataplane/reporter.h"
 #include "dataplane/tables.h"
 #include "dataplane/worker.h"
 #include "ifaces/esp_socket.h"
@@ -18,12 +24,64 @@ std::string hex(Spi spi) {
   return text;
 }
 
+// The last number that may ever be used (RFC 4303 §3.3.3: it never cycles).
+std::uint64_t last_seq(const SaCommon& sa) {
+  return sa.esn ? std::numeric_limits<std::uint64_t>::max() - 1 : 0xffffffff;
+}
+
+// A worker that ends the SA sets its limit to 0 last: whatever is in between, that stands.
+void set_limit(OutboundSa& sa, std::uint64_t limit) {
+  limit = std::min(limit, last_seq(sa));
+  std::uint64_t before = sa.seq_limit.load(std::memory_order_acquire);
+  while (!sa.life.expired() &&
+         !sa.seq_limit.compare_exchange_weak(before, limit, std::memory_order_acq_rel)) {
+  }
+}
+
+// Without ESN there are 2^32 numbers; the last 2^28 of them are time to replace the SA. In packets
+// of its count; kNever with ESN.
+std::uint64_t margin_packets(const OutboundSa& sa) {
+  if (sa.esn) return Limits::kNever;
+  constexpr std::uint64_t kSoft = (std::uint64_t{1} << 32) - (std::uint64_t{1} << 28);
+  const std::uint64_t next = sa.next_seq.load(std::memory_order_relaxed);
+  const std::uint64_t sent = sa.counters.packets.load(std::memory_order_relaxed);
+  return sent + (next < kSoft ? kSoft - next : 1);
+}
+
+void check_window(bool esn, std::uint32_t bits) {
+  if (bits == 0 && esn)
+    throw std::invalid_argument(
+        "extended sequence numbers need a replay window (RFC 4303 §3.4.3); take a window of 32 to "
+        "65536 packets, or no ESN");
+  if (bits != 0 && (bits < kMinWindowBits || bits > kMaxWindowBits))
+    throw std::invalid_argument("a replay window of " + std::to_string(bits) +
+                                " packets; take 32 to 65536, or 0 for none without ESN");
+}
+
+void check_lifetime(const Lifetime& lifetime) {
+  const auto check = [](const char* what, const Limit& limit) {
+    if (limit.hard != 0 && limit.soft > limit.hard)
+      throw std::invalid_argument(std::string("the soft limit of ") + what + " (" +
+                                  std::to_string(limit.soft) + ") is above the hard one (" +
+                                  std::to_string(limit.hard) + "); make it smaller");
+  };
+  check("bytes", lifetime.bytes);
+  check("packets", lifetime.packets);
+  check("seconds", lifetime.seconds);
+}
+
 std::uint64_t sum(const Device& device, unsigned workers,
                   std::atomic<std::uint64_t> DeviceCounters::*counter) {
   std::uint64_t total = 0;
   for (unsigned w = 0; w < workers; ++w)
     total += (device.counters[w].*counter).load(std::memory_order_relaxed);
   return total;
+}
+
+const Lifetime& lifetime_of(const SaCommon& sa) {
+  static constexpr Lifetime kNone{};
+  const Limits* limits = sa.limits.load(std::memory_order_relaxed);
+  return limits == nullptr ? kNone : limits->asked;
 }
 
 void describe(const SaCommon& sa, const SaCounters& counters, SaStatus& status) {
@@ -42,6 +100,9 @@ void describe(const SaCommon& sa, const SaCounters& counters, SaStatus& status) 
   const std::int64_t last = counters.last_packet_ns.load(std::memory_order_relaxed);
   if (last != 0)
     status.last_packet = std::chrono::steady_clock::time_point(std::chrono::nanoseconds(last));
+  status.added = sa.added;
+  status.lifetime = lifetime_of(sa);
+  status.expired = sa.life.expired();
 }
 
 SaStatus status_of(const OutboundSa& sa) {
@@ -52,6 +113,8 @@ SaStatus status_of(const OutboundSa& sa) {
   status.seq_limit = sa.seq_limit.load(std::memory_order_relaxed);
   status.drops[static_cast<std::size_t>(Drop::seq_exhausted)] =
       sa.exhausted.load(std::memory_order_relaxed);
+  status.drops[static_cast<std::size_t>(Drop::expired)] =
+      sa.after_end.load(std::memory_order_relaxed);
   return status;
 }
 
@@ -59,9 +122,9 @@ SaStatus status_of(InboundSa& sa) {
   SaStatus status;
   describe(sa, sa.counters, status);
   status.direction = Direction::in;
-  status.window_bits = sa.window.bits();
   {
     const SaLock lock(sa);
+    status.window_bits = sa.window.bits();
     status.seq = sa.window.top();
   }
   for (std::size_t i = 0; i < kDropCount; ++i)
@@ -72,18 +135,22 @@ SaStatus status_of(InboundSa& sa) {
 }  // namespace
 
 struct Dataplane::State {
-  State(const crypto::Registry& r, Options o) : registry(r), options(std::move(o)) {
+  State(const crypto::Registry& r, Options o)
+      : registry(r), options(std::move(o)), event_fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (!event_fd) throw std::system_error(errno, std::generic_category(), "eventfd");
     offloads = ifaces::probe_tun_offloads(options.offloads);
     for (unsigned i = 0; i < options.workers; ++i)
       workers.push_back(std::make_unique<Worker>(
-          Worker::Setup{i, options.io, options.pin, offloads}, tables.sad()));
+          Worker::Setup{i, options.io, options.pin, offloads, event_fd.get()}, tables.sad()));
   }
 
-  // Nothing that a worker could still hold is in use when this returns.
-  void grace() {
-    for (const auto& worker : workers) worker->call([](ifaces::Engine&) {});
-    tables.reclaim();
-  }
+  // What was taken out of the tables is freed when no worker can hold it any more: before this
+  // returns, or at the end of the batch.
+  void retire(std::unique_ptr<Policy> policy);
+  void retire(std::unique_ptr<OutboundSa> sa);
+  void retire(std::unique_ptr<InboundSa> sa);
+  void retire(const Limits* limits);
+  void grace();
 
   OuterSocket& socket_for(const SaSpec& spec);
   void open_socket(OuterSocket& socket);
@@ -93,11 +160,24 @@ struct Dataplane::State {
   void detach(const std::vector<ifaces::Port>& ports);
   void fill(SaCommon& sa, const SaSpec& spec);
   void check(const SaSpec& spec) const;
+  SaCommon& known(SaId id) const;
+  void set_lifetime(SaCommon& sa, const Lifetime& lifetime, std::uint64_t margin_packets);
+  void resize(InboundSa& sa, std::uint32_t window_bits) const;
+  [[nodiscard]] bool holds(const ExpiryQueue::Due& due) const;
+  void take_due(std::vector<Event>& events);
 
   const crypto::Registry& registry;
   Options options;
+  ifaces::UniqueFd event_fd;
   ifaces::TunOffloads offloads;
   Tables tables;
+  mutable ExpiryQueue expiries;
+  // Out of the tables, and perhaps in a worker's hands.
+  std::vector<std::unique_ptr<Policy>> old_policies;
+  std::vector<std::unique_ptr<OutboundSa>> old_outbound;
+  std::vector<std::unique_ptr<InboundSa>> old_inbound;
+  std::vector<std::unique_ptr<const Limits>> old_limits;
+  unsigned batches = 0;
   std::vector<std::unique_ptr<OuterSocket>> sockets;
   std::vector<std::unique_ptr<Worker>> workers;  // destroyed first: they use all of the above
   std::uint32_t next_id = 1;
@@ -109,6 +189,46 @@ Dataplane::Dataplane(const crypto::Registry& registry, Options options) {
 }
 
 Dataplane::~Dataplane() = default;
+
+// --------------------------------------------------------------------------------- removal
+
+void Dataplane::State::grace() {
+  if (batches > 0) return;
+  for (const auto& worker : workers) worker->call([](ifaces::Engine&) {});
+  tables.reclaim();
+  old_policies.clear();
+  for (const auto& sa : old_outbound) release_socket(*sa->socket);
+  for (const auto& sa : old_inbound) release_socket(*sa->socket);
+  old_outbound.clear();
+  old_inbound.clear();
+  old_limits.clear();
+}
+
+void Dataplane::State::retire(std::unique_ptr<Policy> policy) {
+  old_policies.push_back(std::move(policy));
+  grace();
+}
+void Dataplane::State::retire(std::unique_ptr<OutboundSa> sa) {
+  old_outbound.push_back(std::move(sa));
+  grace();
+}
+void Dataplane::State::retire(std::unique_ptr<InboundSa> sa) {
+  old_inbound.push_back(std::move(sa));
+  grace();
+}
+void Dataplane::State::retire(const Limits* limits) {
+  if (limits == nullptr) return;
+  old_limits.emplace_back(limits);
+  grace();
+}
+
+Dataplane::Batch::Batch(Dataplane& dataplane) : dataplane_(dataplane) {
+  ++dataplane_.state_->batches;
+}
+
+Dataplane::Batch::~Batch() {
+  if (--dataplane_.state_->batches == 0) dataplane_.state_->grace();
+}
 
 std::string Dataplane::engine() const {
   std::string text = state_->workers.front()->engine();
@@ -181,8 +301,7 @@ PolicyId Dataplane::add_policy(const PolicySpec& spec) {
 }
 
 void Dataplane::remove_policy(PolicyId id) {
-  const std::unique_ptr<Policy> policy = state_->tables.remove(id);
-  if (policy) state_->grace();
+  if (auto policy = state_->tables.remove(id)) state_->retire(std::move(policy));
 }
 
 void Dataplane::State::open_socket(OuterSocket& socket) {
@@ -236,6 +355,8 @@ void Dataplane::State::check(const SaSpec& spec) const {
   if (tables.has_key(spec.keymat.bytes()))
     throw std::invalid_argument("SA " + hex(spec.spi) +
                                 ": another SA has the same key and salt; make fresh keys");
+  check_window(spec.esn, spec.window_bits);
+  check_lifetime(spec.lifetime);
   if (registry.backend(spec.suite) == nullptr)
     throw std::invalid_argument(std::string(suite.name) + ": no crypto backend in use has it");
 }
@@ -251,6 +372,7 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.suite = spec.suite;
   sa.backend = backend.name();
   sa.name = spec.name;
+  sa.added = std::chrono::steady_clock::now();
   const auto key = spec.keymat.bytes().first(suite.keys());
   const auto salt = spec.keymat.bytes().subspan(suite.keys());
   std::copy(salt.begin(), salt.end(), sa.salt.begin());
@@ -267,14 +389,14 @@ SaId Dataplane::add_sa(SaSpec spec) {
   OuterSocket& socket = s.socket_for(spec);
   ++socket.users;
   try {
-    const std::uint64_t last =
-        spec.esn ? std::numeric_limits<std::uint64_t>::max() - 1 : 0xffffffff;
     if (spec.direction == Direction::out) {
       auto sa = std::make_unique<OutboundSa>();
       s.fill(*sa, spec);
       sa->socket = &socket;
-      sa->next_seq.store(std::max<std::uint64_t>(spec.next_seq, 1));
-      sa->seq_limit.store(std::min(spec.seq_limit, last));
+      const std::uint64_t next_seq = std::max<std::uint64_t>(spec.next_seq, 1);
+      sa->next_seq.store(next_seq);
+      sa->seq_limit.store(std::min(spec.seq_limit, last_seq(*sa)));
+      s.set_lifetime(*sa, spec.lifetime, margin_packets(*sa));
       const SaId id = sa->id;
       s.tables.add(std::move(sa), spec.keymat.bytes());
       return id;
@@ -285,6 +407,7 @@ SaId Dataplane::add_sa(SaSpec spec) {
     sa->socket = &socket;
     sa->set_local(spec.local.address);
     sa->follow_peer = spec.follow_peer && spec.encapsulation == Encapsulation::udp;
+    s.set_lifetime(*sa, spec.lifetime, Limits::kNever);
     const SaId id = sa->id;
     s.tables.add(std::move(sa), spec.keymat.bytes());
     return id;
@@ -296,20 +419,141 @@ SaId Dataplane::add_sa(SaSpec spec) {
 
 void Dataplane::remove_sa(SaId id) {
   State& s = *state_;
-  if (const std::unique_ptr<OutboundSa> sa = s.tables.remove_outbound(id)) {
-    s.grace();
-    s.release_socket(*sa->socket);
-  } else if (const std::unique_ptr<InboundSa> in = s.tables.remove_inbound(id)) {
-    s.grace();
-    s.release_socket(*in->socket);
+  if (auto out = s.tables.remove_outbound(id))
+    s.retire(std::move(out));
+  else if (auto in = s.tables.remove_inbound(id))
+    s.retire(std::move(in));
+}
+
+// ------------------------------------------------------------------------------ the life of an SA
+
+SaCommon& Dataplane::State::known(SaId id) const {
+  if (OutboundSa* out = tables.outbound(id)) return *out;
+  if (InboundSa* in = tables.inbound(id)) return *in;
+  throw std::invalid_argument("there is no SA with the id " +
+                              std::to_string(static_cast<std::uint32_t>(id)));
+}
+
+void Dataplane::State::set_lifetime(SaCommon& sa, const Lifetime& lifetime,
+                                    std::uint64_t margin_packets) {
+  std::unique_ptr<const Limits> limits;
+  if (lifetime != Lifetime{} || margin_packets != Limits::kNever)
+    limits = std::make_unique<const Limits>(lifetime, margin_packets);
+  expiries.set(sa.id, sa.added, lifetime.seconds);
+  sa.life.clear_soft();
+  retire(sa.limits.exchange(limits.release(), std::memory_order_acq_rel));
+}
+
+void Dataplane::State::resize(InboundSa& sa, std::uint32_t window_bits) const {
+  ReplayWindow window(window_bits);
+  const SaLock lock(sa);
+  window.take_over(sa.window);
+  std::swap(window, sa.window);
+}
+
+void Dataplane::update_sa(SaId id, const SaUpdate& update) {
+  State& s = *state_;
+  SaCommon& sa = s.known(id);
+  OutboundSa* out = s.tables.outbound(id);
+  InboundSa* in = s.tables.inbound(id);
+  if (sa.life.expired())
+    throw std::invalid_argument("SA " + hex(sa.spi) + " has expired; add a new one");
+  if (update.window_bits) {
+    if (in == nullptr)
+      throw std::invalid_argument("SA " + hex(sa.spi) +
+                                  " is outbound; a replay window is an inbound SA's");
+    check_window(sa.esn, *update.window_bits);
   }
+  if (update.seq_limit && out == nullptr)
+    throw std::invalid_argument("SA " + hex(sa.spi) +
+                                " is inbound; a limit of numbers is an outbound SA's");
+  if (update.lifetime) check_lifetime(*update.lifetime);
+
+  if (update.window_bits) s.resize(*in, *update.window_bits);
+  if (update.peer) sa.peer->set(*update.peer);
+  if (update.seq_limit) set_limit(*out, *update.seq_limit);
+  if (update.lifetime)
+    s.set_lifetime(sa, *update.lifetime, out == nullptr ? Limits::kNever : margin_packets(*out));
+}
+
+std::optional<SaId> Dataplane::find_sa(Direction direction, Spi spi,
+                                       const ifaces::IpAddress& destination) const {
+  if (direction == Direction::in) {
+    const InboundSa* sa = state_->tables.inbound(spi, destination);
+    return sa == nullptr ? std::nullopt : std::optional(sa->id);
+  }
+  for (const OutboundSa* sa : state_->tables.all_outbound())
+    if (sa->spi == spi && sa->peer->get().address == destination) return sa->id;
+  return std::nullopt;
+}
+
+int Dataplane::event_fd() const noexcept {
+  return state_->event_fd.get();
+}
+
+bool Dataplane::State::holds(const ExpiryQueue::Due& due) const {
+  const SaCommon* sa = tables.outbound(due.sa);
+  if (sa == nullptr) sa = tables.inbound(due.sa);
+  if (sa == nullptr || sa->life.expired()) return false;
+  const Limit& seconds = lifetime_of(*sa).seconds;
+  const std::uint64_t limit = due.hard ? seconds.hard : seconds.soft;
+  return limit != 0 && due.at == ExpiryQueue::due(sa->added, limit);
+}
+
+// What the time limits have to tell.
+void Dataplane::State::take_due(std::vector<Event>& events) {
+  const auto now = std::chrono::steady_clock::now();
+  while (const auto due = expiries.take(now, [this](const auto& d) { return holds(d); })) {
+    OutboundSa* out = tables.outbound(due->sa);
+    SaCommon& sa = known(due->sa);
+    bool tell = false;
+    if (!due->hard)
+      tell = sa.life.set_soft();
+    else if (out != nullptr)
+      tell = expire(*out);
+    else
+      tell = expire(*tables.inbound(due->sa));
+    if (!tell) continue;
+    Event event = sa_event(due->hard ? EventKind::hard_expire : EventKind::soft_expire, sa,
+                           out == nullptr ? Direction::in : Direction::out);
+    event.when = now;
+    events.push_back(event);
+  }
+}
+
+std::vector<Event> Dataplane::take_events() {
+  State& s = *state_;
+  eventfd_t rings = 0;
+  ::eventfd_read(s.event_fd.get(), &rings);
+  std::vector<Event> events;
+  for (const auto& worker : s.workers) {
+    EventQueue& queue = worker->events();
+    queue.answer();
+    Event event;
+    // No longer than the queue: a worker that posts all the time must not hold this thread.
+    for (std::uint32_t i = 0; i < EventQueue::kSlots && queue.take(event); ++i)
+      events.push_back(event);
+    if (!queue.empty()) ::eventfd_write(s.event_fd.get(), 1);
+  }
+  s.take_due(events);
+  std::stable_sort(events.begin(), events.end(),
+                   [](const Event& a, const Event& b) { return a.when < b.when; });
+  return events;
+}
+
+std::uint64_t Dataplane::events_lost() const noexcept {
+  std::uint64_t lost = 0;
+  for (const auto& worker : state_->workers) lost += worker->events().lost();
+  return lost;
+}
+
+std::optional<std::chrono::steady_clock::time_point> Dataplane::next_expiry() const {
+  return state_->expiries.next([this](const auto& due) { return state_->holds(due); });
 }
 
 void Dataplane::extend_limit(SaId id, std::uint64_t limit) {
   OutboundSa* sa = state_->tables.outbound(id);
-  if (sa == nullptr) return;
-  const std::uint64_t last = sa->esn ? std::numeric_limits<std::uint64_t>::max() - 1 : 0xffffffff;
-  sa->seq_limit.store(std::min(limit, last), std::memory_order_release);
+  if (sa != nullptr) set_limit(*sa, limit);
 }
 
 void Dataplane::send_keepalives(std::chrono::seconds idle) {

@@ -18,6 +18,7 @@ namespace espalier::dataplane {
   X(no_sa, "a policy, but no outbound SA to protect the packet")                                  \
   X(no_peer, "the peer's address is not known yet")                                               \
   X(seq_exhausted, "the SA's sequence numbers are used up, or its reserved range is")             \
+  X(expired, "a hard limit of the SA's lifetime was reached; both directions")                    \
   X(too_big, "longer than a datagram can carry")                                                  \
   X(seal_failed, "the AEAD refused to seal")                                                      \
   X(send_failed, "the kernel refused to send")                                                    \

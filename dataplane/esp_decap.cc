@@ -147,6 +147,21 @@ bool finish(const Binding* binding, const crypto::SuiteInfo& suite,
   return true;
 }
 
+// How many of `run` still pass under the SA's hard limits; the others get their reason.
+std::size_t within(const Limits& limits, const SaCounters& counters,
+                   std::span<InboundPacket> run) noexcept {
+  std::uint64_t packets = counters.packets.load(std::memory_order_relaxed);
+  std::uint64_t bytes = counters.bytes.load(std::memory_order_relaxed);
+  return partition(run, [&](InboundPacket& packet, std::size_t) {
+    packet.reason = Drop::expired;
+    if (!limits.admits(packets, bytes)) return false;
+    if (packet.inner == nullptr) return true;
+    ++packets;
+    bytes += packet.key.length;
+    return true;
+  });
+}
+
 }  // namespace
 
 std::size_t esp_minimum(const crypto::SuiteInfo& suite) noexcept {
@@ -157,6 +172,10 @@ DecapResult esp_decap(InboundSa& sa, unsigned worker, std::span<InboundPacket> r
   assert(run.size() <= kDecapBatch);
   const crypto::SuiteInfo& suite = crypto::info(sa.suite);
   DecapResult result;
+  if (sa.life.expired()) [[unlikely]] {
+    for (InboundPacket& packet : run) packet.reason = Drop::expired;
+    return result;
+  }
   run = run.first(check(sa, esp_minimum(suite), run));
   if (run.empty()) return result;
   run = run.first(open(sa, suite, worker, run));
@@ -165,6 +184,8 @@ DecapResult esp_decap(InboundSa& sa, unsigned worker, std::span<InboundPacket> r
   const Binding* binding = sa.binding.load(std::memory_order_acquire);
   result.good = partition(
       run, [&](InboundPacket& packet, std::size_t) { return finish(binding, suite, packet); });
+  if (const Limits* limits = sa.limits.load(std::memory_order_acquire)) [[unlikely]]
+    result.good = within(*limits, sa.counters, run.first(result.good));
   return result;
 }
 

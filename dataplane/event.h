@@ -48,7 +48,7 @@ struct Event {
                                  // one a second for each SA or policy and kind
   std::uint32_t path_mtu = 0;    // bytes of outer IP packet
   ifaces::Endpoint local, peer;  // mapping_changed: peer is the new one
-  ifaces::Endpoint old_peer;     // mapping_changed
+  ifaces::Endpoint old_peer;     // mapping_changed; unset if the peer has moved more than once
   Flow flow;                     // acquire, selector_mismatch
   std::chrono::steady_clock::time_point when;
 };

@@ -6,8 +6,13 @@
 namespace espalier::dataplane {
 
 Inbound::Inbound(unsigned worker, ifaces::Engine& engine, const Sad& sad, WorkerCounters& counters,
-                 ifaces::TunOffloads offloads)
-    : worker_(worker), engine_(engine), sad_(sad), counters_(counters), coalescer_(offloads) {}
+                 EventQueue& events, ifaces::TunOffloads offloads)
+    : worker_(worker),
+      engine_(engine),
+      sad_(sad),
+      counters_(counters),
+      reporter_(events),
+      coalescer_(offloads) {}
 
 void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) noexcept {
   std::uint8_t* data = received.data;
@@ -46,7 +51,10 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
       count_ == kDecapBatch) {
     run_batch();
     sa_ = sad_.find({spi, socket.local_words});
-    if (sa_ == nullptr) return counters_.drop(Drop::no_spi);
+    if (sa_ == nullptr) {
+      reporter_.no_spi(socket, spi, received.peer);
+      return counters_.drop(Drop::no_spi);
+    }
     if (sa_->encapsulation != socket.encapsulation) {
       sa_ = nullptr;
       return counters_.drop(Drop::wrong_encapsulation);
@@ -70,12 +78,15 @@ void Inbound::run_batch() noexcept {
   if (result.authentic == 0) return;
   if (result.newest != nullptr) follow(sa, *result.newest);
   deliver(sa, run.first(result.good));
+  if (const Limits* limits = sa.limits.load(std::memory_order_acquire)) [[unlikely]]
+    reporter_.judge(sa, *limits);
 }
 
 void Inbound::drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept {
   for (const InboundPacket& packet : lost) {
     counters_.drop(packet.reason);
     sa.drops[static_cast<std::size_t>(packet.reason)].fetch_add(1, std::memory_order_relaxed);
+    reporter_.lost(sa, packet);
   }
 }
 
@@ -83,8 +94,14 @@ void Inbound::drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept 
 // the peer is.
 void Inbound::follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept {
   const ifaces::Endpoint known = sa.peer->get();
-  if (known == newest || (!sa.follow_peer && !known.address.is_any())) return;
+  if (known == newest) {
+    if (sa.audits[static_cast<std::size_t>(InboundSa::Audit::mapping)].pending()) [[unlikely]]
+      reporter_.mapping_changed(sa, {}, newest, 0);  // of a moment ago
+    return;
+  }
+  if (!sa.follow_peer && !known.address.is_any()) return;
   sa.peer->set(newest);
+  reporter_.mapping_changed(sa, known, newest, 1);
 }
 
 void Inbound::deliver(InboundSa& sa, std::span<InboundPacket> good) noexcept {
@@ -119,6 +136,7 @@ void Inbound::end_turn() noexcept {
   sa_ = nullptr;
   if (device_ != nullptr) coalescer_.flush(*this);
   device_ = nullptr;
+  reporter_.end_turn();
 }
 
 }  // namespace espalier::dataplane

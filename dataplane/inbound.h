@@ -8,6 +8,7 @@
 #include "dataplane/coalesce.h"
 #include "dataplane/counters.h"
 #include "dataplane/esp_decap.h"
+#include "dataplane/reporter.h"
 #include "dataplane/sad.h"
 #include "ifaces/engine.h"
 
@@ -17,14 +18,17 @@ namespace espalier::dataplane {
 class Inbound final : private TunSink {
  public:
   Inbound(unsigned worker, ifaces::Engine& engine, const Sad& sad, WorkerCounters& counters,
-          ifaces::TunOffloads offloads);
+          EventQueue& events, ifaces::TunOffloads offloads);
 
   // Takes one receive of an outer socket; its bytes are decrypted in place and must stay until the
   // turn ends, as must `received`.
   void add(const OuterSocket& socket, const ifaces::Received& received) noexcept;
 
   // A turn starts; `now_ns`: steady clock.
-  void begin_turn(std::int64_t now_ns) noexcept { now_ns_ = now_ns; }
+  void begin_turn(std::int64_t now_ns) noexcept {
+    now_ns_ = now_ns;
+    reporter_.begin_turn(now_ns);
+  }
   // For a turn with many SAs: both for each receive, one after the other, before add().
   [[nodiscard]] bool worth_prefetching() const noexcept { return sad_.worth_prefetching(); }
   void prefetch_slot(const OuterSocket& socket, const ifaces::Received& received) const noexcept;
@@ -45,6 +49,7 @@ class Inbound final : private TunSink {
   ifaces::Engine& engine_;
   const Sad& sad_;
   WorkerCounters& counters_;
+  Reporter reporter_;
   Coalescer coalescer_;
   Device* device_ = nullptr;  // whose packets the coalescer holds
   InboundSa* sa_ = nullptr;   // of the run being collected

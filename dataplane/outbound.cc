@@ -8,8 +8,33 @@
 
 namespace espalier::dataplane {
 
-Outbound::Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters)
-    : worker_(worker), counters_(counters), transmitter_(worker, engine, counters), icmp_(engine) {}
+namespace {
+
+// How many of the packets still pass under the SA's hard limits.
+template <class Items>
+std::uint64_t within(const Limits& limits, const SaCounters& counters,
+                     const Items& items) noexcept {
+  std::uint64_t packets = counters.packets.load(std::memory_order_relaxed);
+  std::uint64_t bytes = counters.bytes.load(std::memory_order_relaxed);
+  std::uint64_t admitted = 0;
+  for (const auto& item : items) {
+    for (std::size_t i = 0; i < item.plan.count; ++i, ++admitted, ++packets) {
+      if (!limits.admits(packets, bytes)) return admitted;
+      bytes += segment_length(item.plan, i);
+    }
+  }
+  return admitted;
+}
+
+}  // namespace
+
+Outbound::Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters,
+                   EventQueue& events)
+    : worker_(worker),
+      counters_(counters),
+      reporter_(events),
+      transmitter_(worker, engine, counters),
+      icmp_(engine) {}
 
 void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept {
   if (count_ == kBatch) run_batch();
@@ -33,6 +58,7 @@ void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexce
 void Outbound::end_turn() noexcept {
   run_batch();
   transmitter_.submit();
+  reporter_.end_turn();
 }
 
 // In three passes, so that the cache misses of the batch overlap.
@@ -47,23 +73,28 @@ void Outbound::find_policies() noexcept {
 }
 
 Outbound::Found Outbound::resolve(const Policy* policy) noexcept {
-  if (policy == nullptr) return {nullptr, Drop::no_policy};
+  if (policy == nullptr) return {nullptr, Drop::no_policy, nullptr};
   switch (policy->action) {
     case PolicyAction::protect:
-      return {policy->sa.load(std::memory_order_acquire), Drop::no_sa};
+      return {policy->sa.load(std::memory_order_acquire), Drop::no_sa, policy};
     case PolicyAction::bypass:  // a TUN has no way round the tunnel
-      return {nullptr, Drop::policy_bypass};
+      return {nullptr, Drop::policy_bypass, policy};
     case PolicyAction::discard:
       break;
   }
-  return {nullptr, Drop::policy_discard};
+  return {nullptr, Drop::policy_discard, policy};
 }
 
 // It does not go on in any form; its sender is told (RFC 4301 §7.4).
-void Outbound::refuse(const Item& item, Drop reason) noexcept {
+void Outbound::refuse(const Item& item, Drop reason, const Policy* trap) noexcept {
   counters_.drop(reason, item.plan.count);
   DeviceCounters& device = item.device->counters[worker_];
   if (reason == Drop::no_sa) bump(device.tx_no_sa, item.plan.count);
+  if (reason == Drop::no_sa && trap != nullptr && trap->spec.trap) {
+    // An SA is on its way: an answer would end the connection that asks for it.
+    reporter_.acquire(*trap, *item.device, item.key, item.plan.count);
+    return;
+  }
   icmp_.answer(device, item.packet,
                reason == Drop::policy_discard ? IcmpReason::prohibited : IcmpReason::unreachable,
                segment_length(item.plan, 0));
@@ -77,7 +108,7 @@ void Outbound::run_batch() noexcept {
     Item& item = items_[i];
     if (!item.as_before) found = resolve(item.policy);
     if (found.sa == nullptr) [[unlikely]] {
-      refuse(item, found.reason);
+      refuse(item, found.reason, found.policy);
       continue;
     }
     item.sa = found.sa;
@@ -94,6 +125,16 @@ void Outbound::run_batch() noexcept {
   }
 }
 
+Drop Outbound::stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noexcept {
+  if (by_lifetime || sa.life.expired()) {
+    sa.after_end.fetch_add(packets, std::memory_order_relaxed);
+    return Drop::expired;
+  }
+  sa.exhausted.fetch_add(packets, std::memory_order_relaxed);
+  reporter_.seq_exhausted(sa, packets);
+  return Drop::seq_exhausted;
+}
+
 // Packets of one SA, in order.
 void Outbound::encap(std::span<Item> items) noexcept {
   OutboundSa& sa = *items.front().sa;
@@ -105,15 +146,20 @@ void Outbound::encap(std::span<Item> items) noexcept {
     return;
   }
 
+  const Limits* limits = sa.limits.load(std::memory_order_acquire);
+  std::uint64_t admitted = wanted;
+  if (limits != nullptr) [[unlikely]]
+    admitted = within(*limits, sa.counters, items);
   std::uint64_t seq = 0;
-  const std::uint64_t usable = sa.reserve(wanted, seq);
-  if (usable < wanted) {
-    sa.exhausted.fetch_add(wanted - usable, std::memory_order_relaxed);
+  const std::uint64_t usable = sa.reserve(admitted, seq);
+  if (usable < wanted) [[unlikely]] {
+    if (limits != nullptr) reporter_.judge(sa, *limits);
+    const Drop reason = stop(sa, wanted - usable, usable == admitted);
     if (usable == 0) {
-      for (const Item& item : items) refuse(item, Drop::seq_exhausted);
+      for (const Item& item : items) refuse(item, reason);
       return;
     }
-    counters_.drop(Drop::seq_exhausted, wanted - usable);
+    counters_.drop(reason, wanted - usable);
   }
   const std::uint64_t end = seq + usable;
 
@@ -144,6 +190,8 @@ void Outbound::encap(std::span<Item> items) noexcept {
     bump(counters.tx_bytes, bytes - bytes_before);
   }
   sa.counters.count(packets, bytes, now_ns_);
+  if (limits != nullptr) [[unlikely]]
+    reporter_.judge(sa, *limits);
 }
 
 }  // namespace espalier::dataplane

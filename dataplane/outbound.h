@@ -7,6 +7,7 @@
 
 #include "dataplane/device.h"
 #include "dataplane/icmp_sender.h"
+#include "dataplane/reporter.h"
 #include "dataplane/segment.h"
 #include "dataplane/transmitter.h"
 
@@ -15,7 +16,7 @@ namespace espalier::dataplane {
 // One worker's outbound half.
 class Outbound {
  public:
-  Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters);
+  Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters, EventQueue& events);
 
   // Takes one TUN read: a VnetHdr and a packet, which must stay until the turn ends.
   void add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept;
@@ -23,6 +24,7 @@ class Outbound {
   // A turn starts; `now_ns`: steady clock.
   void begin_turn(std::int64_t now_ns) noexcept {
     now_ns_ = now_ns;
+    reporter_.begin_turn(now_ns);
     icmp_.begin_turn(now_ns);
   }
   // The turn is over: everything added is sealed and queued.
@@ -48,17 +50,20 @@ class Outbound {
   struct Found {
     OutboundSa* sa;
     Drop reason;
+    const Policy* policy;
   };
 
   void run_batch() noexcept;
   void find_policies() noexcept;
   [[nodiscard]] static Found resolve(const Policy* policy) noexcept;
-  void refuse(const Item& item, Drop reason) noexcept;
-
+  void refuse(const Item& item, Drop reason, const Policy* trap = nullptr) noexcept;
+  // Why `packets` of the SA may not leave; the SA counts them, and it is told.
+  [[nodiscard]] Drop stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noexcept;
   void encap(std::span<Item> items) noexcept;
 
   unsigned worker_;
   WorkerCounters& counters_;
+  Reporter reporter_;
   Transmitter transmitter_;
   IcmpSender icmp_;
   std::int64_t now_ns_ = 0;

@@ -1,46 +1,44 @@
 #include "dataplane/replay_window.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace espalier::dataplane {
-namespace {
-
-constexpr std::uint32_t kBlockBits = 64;
-
-constexpr std::uint64_t bit(std::uint64_t seq) {
-  return std::uint64_t{1} << (seq % kBlockBits);
-}
-
-}  // namespace
 
 ReplayWindow::ReplayWindow(std::uint32_t bits, std::uint64_t top)
     : top_(top),
-      bits_(std::bit_ceil(std::max(bits, kBlockBits))),
-      // Twice the window in blocks keeps the index a mask; one spare block would be enough.
-      block_mask_(2 * bits_ / kBlockBits - 1),
-      blocks_(std::make_unique<std::uint64_t[]>(block_mask_ + 1)) {
-  if (top > 0) std::fill_n(blocks_.get(), block_mask_ + 1, ~std::uint64_t{0});
-  // The rest of the top's own block is still to come.
-  if (top > 0) blocks_[top / kBlockBits & block_mask_] = bit(top) | (bit(top) - 1);
+      bits_(bits == 0 ? 0 : std::bit_ceil(std::clamp(bits, kMinWindowBits, kMaxWindowBits))),
+      word_mask_(bits_ <= kWordBits ? 0 : bits_ / kWordBits - 1) {
+  if (bits_ == 0) return;
+  words_ = std::make_unique<std::uint64_t[]>(words());
+  if (top > 0) std::fill_n(words_.get(), words(), ~std::uint64_t{0});
 }
 
-ReplayWindow::Verdict ReplayWindow::check(std::uint64_t seq) const noexcept {
-  if (seq > top_) return Verdict::good;
-  if (seq == 0 || top_ - seq >= bits_) return Verdict::late;
-  return (blocks_[seq / kBlockBits & block_mask_] & bit(seq)) != 0 ? Verdict::duplicate
-                                                                   : Verdict::good;
-}
-
-ReplayWindow::Verdict ReplayWindow::commit(std::uint64_t seq) noexcept {
-  if (const Verdict verdict = check(seq); verdict != Verdict::good) return verdict;
-  if (seq > top_) {
-    const std::uint64_t from = top_ / kBlockBits;
-    const std::uint64_t steps = std::min<std::uint64_t>(seq / kBlockBits - from, block_mask_ + 1);
-    for (std::uint64_t i = 1; i <= steps; ++i) blocks_[(from + i) & block_mask_] = 0;
-    top_ = seq;
+// Makes the places of first … last, which the window enters, those of numbers not seen.
+void ReplayWindow::forget(std::uint64_t first, std::uint64_t last) noexcept {
+  if (bits_ == 0) return;
+  const std::uint64_t all = ~std::uint64_t{0};
+  const std::uint64_t from = all << first % kWordBits;
+  const std::uint64_t to = all >> (kWordBits - 1 - last % kWordBits);
+  const std::uint64_t steps = last / kWordBits - first / kWordBits;
+  if (last - first >= words() * kWordBits - 1) {
+    std::fill_n(words_.get(), words(), 0);
+  } else if (steps == 0) {
+    word(first) &= ~(from & to);
+  } else {  // the last word may be the first one again, met from the other end
+    word(first) &= ~from;
+    for (std::uint64_t i = 1; i < steps; ++i) word(first + i * kWordBits) = 0;
+    word(last) &= ~to;
   }
-  blocks_[seq / kBlockBits & block_mask_] |= bit(seq);
-  return Verdict::good;
+}
+
+void ReplayWindow::take_over(const ReplayWindow& other) noexcept {
+  top_ = other.top_;
+  if (bits_ == 0) return;
+  std::fill_n(words_.get(), words(), ~std::uint64_t{0});
+  const std::uint64_t known = std::min<std::uint64_t>({bits_, other.bits_, top_});
+  for (std::uint64_t i = 0; i < known; ++i)
+    if (other.check(top_ - i) == Verdict::good) word(top_ - i) &= ~bit(top_ - i);
 }
 
 std::uint64_t ReplayWindow::infer(std::uint32_t seq_lo) const noexcept {

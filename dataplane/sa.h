@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -12,7 +13,9 @@
 #include "crypto/aead.h"
 #include "dataplane/device.h"
 #include "dataplane/drop.h"
+#include "dataplane/event_queue.h"
 #include "dataplane/inner.h"
+#include "dataplane/lifetime.h"
 #include "dataplane/peer.h"
 #include "dataplane/replay_window.h"
 #include "dataplane/socket_set.h"
@@ -22,6 +25,11 @@ namespace espalier::dataplane {
 
 // What the SAs of both directions have.
 struct SaCommon {
+  SaCommon() = default;
+  SaCommon(const SaCommon&) = delete;
+  SaCommon& operator=(const SaCommon&) = delete;
+  ~SaCommon() { delete limits.load(std::memory_order_relaxed); }
+
   SaId id{};
   Spi spi{};
   AddressWords local_words{};  // in: of the outer destination
@@ -36,6 +44,9 @@ struct SaCommon {
   OuterSocket* socket = nullptr;
   std::shared_ptr<Peer> peer;  // never null; shared with the other direction
   std::string name;
+  std::chrono::steady_clock::time_point added;
+  LifeState life;
+  std::atomic<const Limits*> limits{nullptr};  // null: no limit by packets or bytes
 
   [[nodiscard]] const crypto::AeadKey& key(unsigned worker) const noexcept {
     return *keys[keys.size() == 1 ? 0 : worker];
@@ -61,6 +72,8 @@ struct OutboundSa : SaCommon {
   std::atomic<std::uint64_t> seq_limit{0};
   SaCounters counters;
   std::atomic<std::uint64_t> exhausted{0};  // packets dropped for want of a number
+  std::atomic<std::uint64_t> after_end{0};  // packets dropped because the SA has expired
+  EventLimiter exhaustions;
 
   // `count` consecutive numbers, the first in `first`; how many of them may be used is returned.
   // What was reserved is never given back (RFC 4106 §3.1).
@@ -90,6 +103,8 @@ struct InboundSa : SaCommon {
   ReplayWindow window;
   SaCounters counters;
   std::array<std::atomic<std::uint32_t>, kDropCount> drops{};
+  enum class Audit : std::uint8_t { replay, integrity, selector, mapping };
+  std::array<EventLimiter, 4> audits;
 
   void set_local(const ifaces::IpAddress& address) noexcept {
     local = address;

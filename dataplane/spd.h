@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "dataplane/event_queue.h"
 #include "dataplane/inner.h"
 #include "dataplane/ptr_index.h"
 #include "dataplane/types.h"
@@ -28,6 +29,7 @@ struct alignas(64) Policy {
   PolicyAction action;
   SelectorMatcher matcher;
   PolicySpec spec;
+  mutable EventLimiter acquires;
 };
 
 class Spd {

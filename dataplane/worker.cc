@@ -14,7 +14,7 @@ std::int64_t coarse_now_ns() noexcept {
   return ts.tv_sec * 1'000'000'000LL + ts.tv_nsec;
 }
 
-Worker::Worker(const Setup& setup, const Sad& sad) {
+Worker::Worker(const Setup& setup, const Sad& sad) : events_(setup.event_fd) {
   thread_ = std::thread([this, setup, &sad] { run(setup, sad); });
   std::unique_lock lock(mutex_);
   done_.wait(lock, [this] { return started_; });
@@ -60,9 +60,10 @@ void Worker::run(const Setup& setup, const Sad& sad) {
     try {
       std::string why;
       engine = ifaces::make_engine(setup.io, why);
-      outbound = std::make_unique<Outbound>(setup.index, *engine, counters_);
+      outbound = std::make_unique<Outbound>(setup.index, *engine, counters_, events_);
       outbound->icmp().open(false);
-      inbound = std::make_unique<Inbound>(setup.index, *engine, sad, counters_, setup.offloads);
+      inbound =
+          std::make_unique<Inbound>(setup.index, *engine, sad, counters_, events_, setup.offloads);
       engine_text_ = std::string(engine->name()) + " (" + engine->features() + ")";
       if (!why.empty()) engine_text_ += " since " + why;
       engine_.store(engine.get());

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "dataplane/counters.h"
+#include "dataplane/event_queue.h"
 #include "dataplane/inbound.h"
 #include "dataplane/outbound.h"
 #include "ifaces/engine.h"
@@ -26,6 +27,7 @@ class Worker {
     std::string io;
     bool pin = false;
     ifaces::TunOffloads offloads;
+    int event_fd = -1;  // rung when there are events to take
   };
 
   // Returns when the thread has its engine; throws what make_engine threw.
@@ -45,6 +47,7 @@ class Worker {
   [[nodiscard]] PortOwner& owner(ifaces::Port port) noexcept { return owners_[port]; }
 
   [[nodiscard]] const WorkerCounters& counters() const noexcept { return counters_; }
+  [[nodiscard]] EventQueue& events() noexcept { return events_; }
   [[nodiscard]] const std::string& engine() const noexcept { return engine_text_; }
 
  private:
@@ -55,6 +58,7 @@ class Worker {
   bool run_jobs(ifaces::Engine& engine);
 
   WorkerCounters counters_;
+  EventQueue events_;
   std::array<PortOwner, ifaces::kMaxPorts> owners_{};
   std::string engine_text_;
 

@@ -75,6 +75,7 @@ struct MemoryPath::State {
   std::vector<std::unique_ptr<InboundSa>> inbound_sas;
   std::vector<std::unique_ptr<Binding>> bindings;
   Sad sad;
+  EventQueue events{-1};
   Outbound outbound;
   ifaces::Endpoint peer{v4(kOuterLocal), 4500};
   std::vector<std::uint8_t> packets;  // kBatch of them, each behind its VnetHdr
@@ -84,7 +85,10 @@ struct MemoryPath::State {
 
 MemoryPath::State::State(const crypto::Backend& backend, crypto::Suite suite_id, std::size_t bytes,
                          std::size_t flows)
-    : suite(crypto::info(suite_id)), size(bytes), outbound(0, engine, counters), run(kBatch) {
+    : suite(crypto::info(suite_id)),
+      size(bytes),
+      outbound(0, engine, counters, events),
+      run(kBatch) {
   socket.local = peer;
   socket.local_words = words(peer.address);
   socket.encapsulation = Encapsulation::udp;

@@ -31,7 +31,7 @@ struct Setup {
         pair((choice & 0x80) != 0,
              crypto::suites()[(choice & 0x3f) % crypto::suites().size()].suite,
              (choice & 0x40) != 0 ? 64 : 1024),
-        inbound(0, engine, sad, counters, {true, true, true}) {
+        inbound(0, engine, sad, counters, events, {true, true, true}) {
     local = *ifaces::IpAddress::parse("192.0.2.1");
     socket.local = {local, 4500};
     socket.local_words = words(local);
@@ -54,6 +54,7 @@ struct Setup {
   OuterSocket socket;
   Sad sad;
   WorkerCounters counters;
+  EventQueue events{-1};
   fuzz::RecordingEngine engine;
   Inbound inbound;
 };

@@ -1,0 +1,59 @@
+// The limits of an SA by packets and bytes (RFC 4301 §4.4.2.1), as the workers see them. Those by
+// time are the control thread's: expiry.h.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+
+#include "dataplane/types.h"
+
+namespace espalier::dataplane {
+
+// Immutable; replaced whole. An SA without limits has none.
+struct Limits {
+  static constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
+
+  Lifetime asked;
+  std::uint64_t soft_packets, soft_bytes, hard_packets, hard_bytes;  // kNever: no limit
+
+  // `margin_packets`: a soft limit of the sequence numbers (RFC 4303 §3.3.3), as packets.
+  explicit Limits(const Lifetime& lifetime, std::uint64_t margin_packets = kNever) noexcept
+      : asked(lifetime),
+        soft_packets(std::min(or_never(lifetime.packets.soft), margin_packets)),
+        soft_bytes(or_never(lifetime.bytes.soft)),
+        hard_packets(or_never(lifetime.packets.hard)),
+        hard_bytes(or_never(lifetime.bytes.hard)) {}
+
+  // May one more packet pass when so much has passed?
+  [[nodiscard]] bool admits(std::uint64_t packets, std::uint64_t bytes) const noexcept {
+    return packets < hard_packets && bytes < hard_bytes;
+  }
+  [[nodiscard]] bool soft_reached(std::uint64_t packets, std::uint64_t bytes) const noexcept {
+    return packets >= soft_packets || bytes >= soft_bytes;
+  }
+
+ private:
+  static std::uint64_t or_never(std::uint64_t limit) noexcept {
+    return limit == 0 ? kNever : limit;
+  }
+};
+
+// How far an SA is in its life. Set once each, by whoever finds it first.
+class LifeState {
+ public:
+  [[nodiscard]] bool expired() const noexcept { return (bits_.load() & kHard) != 0; }
+  // True for the first caller.
+  [[nodiscard]] bool set_soft() noexcept { return set(kSoft); }
+  [[nodiscard]] bool set_expired() noexcept { return set(kHard); }
+  // A new lifetime may be reached anew.
+  void clear_soft() noexcept { bits_.fetch_and(static_cast<std::uint8_t>(~kSoft)); }
+
+ private:
+  static constexpr std::uint8_t kSoft = 1, kHard = 2;
+  bool set(std::uint8_t bit) noexcept { return (bits_.fetch_or(bit) & bit) == 0; }
+  std::atomic<std::uint8_t> bits_{0};
+};
+
+}  // namespace espalier::dataplane
