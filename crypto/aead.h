@@ -20,8 +20,8 @@ namespace espalier::crypto {
 // An AEAD takes `nonce` and `aad`, and text and icv may be apart, not overlapping. What
 // authenticates its packet as it lies in memory (HMAC, GMAC) finds it there: SPI and sequence
 // number (8 bytes) and the IV (info(suite).iv bytes) right before `text`, the icv right behind it.
-// CBC reads its IV there too, and refuses a text_len that is no multiple of 16. With ESN the high
-// half of the number is in the middle of `aad` (SPI, high, low) for all of them.
+// CBC reads its IV there too, and refuses a text_len that is no positive multiple of 16. With ESN
+// the high half of the number is in the middle of `aad` (SPI, high, low) for all of them.
 struct AeadOp {
   std::uint8_t* text;
   std::uint8_t* icv;

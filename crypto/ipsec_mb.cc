@@ -1,5 +1,5 @@
 // intel-ipsec-mb as a backend, and its AES-GCM and GMAC: one call a packet, AES-NI up to AVX-512 +
-// VAES. What gains from many packets in flight is in ipsec_mb_jobs.cc.
+// VAES. What gains from many packets in flight is in ipsec_mb_hmac.cc and ipsec_mb_aead.cc.
 #include "crypto/backends.h"
 
 #ifdef ESPALIER_HAVE_IPSEC_MB
@@ -10,6 +10,7 @@
 #include <array>
 #include <cstring>
 
+#include "crypto/ipsec_mb_parts.h"
 #include "crypto/secret.h"
 
 namespace espalier::crypto {
@@ -77,32 +78,95 @@ class IpsecMbKey final : public AeadKey {
   std::size_t icv_;
 };
 
+struct GmacFunctions {
+  aes_gmac_init_t init;
+  aes_gmac_update_t update;
+  aes_gmac_finalize_t finalize;
+};
+
+// RFC 4543 §3.3: header, IV and payload are authenticated, and nothing is encrypted.
+class GmacKey final : public AeadKey {
+ public:
+  GmacKey(const Functions& gcm, const GmacFunctions& gmac, std::span<const std::uint8_t> key)
+      : schedule_(sizeof(gcm_key_data)), gmac_(gmac) {
+    gcm.expand(key.data(), new (schedule_.bytes().data()) gcm_key_data);
+  }
+
+  void seal(std::span<AeadOp> ops) const noexcept override {
+    Context context;
+    for (AeadOp& op : ops) {
+      authenticate(op, context, op.icv);
+      op.good = true;
+    }
+  }
+
+  void open(std::span<AeadOp> ops) const noexcept override {
+    Context context;
+    std::array<std::uint8_t, 16> tag{};
+    for (AeadOp& op : ops) {
+      authenticate(op, context, tag.data());
+      op.good = crypto_verify_16(tag.data(), op.icv) == 0;
+      if (!op.good) [[unlikely]]
+        wipe({op.text, op.text_len});
+    }
+    wipe(tag);
+  }
+
+  [[nodiscard]] bool shareable() const noexcept override { return true; }
+
+ private:
+  void authenticate(const AeadOp& op, Context& context, std::uint8_t* tag) const noexcept {
+    const auto* schedule = reinterpret_cast<const gcm_key_data*>(schedule_.bytes().data());
+    gmac_.init(schedule, &context, op.nonce.data(), op.nonce.size());
+    gmac_.update(schedule, &context, op.aad.data(), op.aad_len);
+    gmac_.update(schedule, &context, op.text - kCounterIvBytes, op.text_len + kCounterIvBytes);
+    gmac_.finalize(schedule, &context, tag, 16);
+  }
+
+  SecretBytes schedule_;
+  GmacFunctions gmac_;
+};
+
 class IpsecMb final : public Backend {
  public:
   explicit IpsecMb(const IMB_MGR& manager)
       : functions_{{{manager.gcm128_pre, manager.gcm128_enc, manager.gcm128_dec},
                     {manager.gcm192_pre, manager.gcm192_enc, manager.gcm192_dec},
-                    {manager.gcm256_pre, manager.gcm256_enc, manager.gcm256_dec}}} {}
+                    {manager.gcm256_pre, manager.gcm256_enc, manager.gcm256_dec}}},
+        gmac_{{{manager.gmac128_init, manager.gmac128_update, manager.gmac128_finalize},
+               {manager.gmac192_init, manager.gmac192_update, manager.gmac192_finalize},
+               {manager.gmac256_init, manager.gmac256_update, manager.gmac256_finalize}}} {}
 
   [[nodiscard]] std::string_view name() const noexcept override { return "ipsec-mb"; }
 
   [[nodiscard]] bool supports(Suite suite) const noexcept override {
-    return functions(suite) != nullptr;
+    const SuiteInfo& s = info(suite);
+    return s.mode != Mode::ccm || s.key != IMB_KEY_192_BYTES;
   }
 
   [[nodiscard]] std::unique_ptr<AeadKey> expand(Suite suite,
                                                 std::span<const std::uint8_t> key) const override {
     check_key(*this, suite, key);
-    return std::make_unique<IpsecMbKey>(*functions(suite), key, info(suite).icv);
+    const SuiteInfo& s = info(suite);
+    const std::size_t size = (s.key - std::size_t{IMB_KEY_128_BYTES}) / 8;  // of AES
+    switch (s.mode) {
+      case Mode::gcm:
+        return std::make_unique<IpsecMbKey>(functions_[size], key, s.icv);
+      case Mode::gmac:
+        return std::make_unique<GmacKey>(functions_[size], gmac_[size], key);
+      case Mode::cbc_hmac:
+      case Mode::hmac:
+        return ipsec_mb_hmac_key(s, key);
+      case Mode::ccm:
+      case Mode::chacha20:
+        break;
+    }
+    return ipsec_mb_job_key(s, key);
   }
 
  private:
-  [[nodiscard]] const Functions* functions(Suite suite) const noexcept {
-    const SuiteInfo& s = info(suite);
-    return s.mode == Mode::gcm ? &functions_[(s.key - 16U) / 8U] : nullptr;
-  }
-
   std::array<Functions, 3> functions_;
+  std::array<GmacFunctions, 3> gmac_;
 };
 
 std::string_view arch_in_words(const IMB_MGR& manager) {

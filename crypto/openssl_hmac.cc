@@ -89,7 +89,7 @@ class HmacKey final : public AeadKey {
 
  private:
   [[nodiscard]] bool fits(const AeadOp& op) const noexcept {
-    return op.text_len <= kLongest && (!seal_ || op.text_len % kBlock == 0);
+    return op.text_len <= kLongest && (!seal_ || (op.text_len > 0 && op.text_len % kBlock == 0));
   }
 
   [[nodiscard]] bool crypt(EVP_CIPHER_CTX* context, AeadOp& op) const noexcept {
