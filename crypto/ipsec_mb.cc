@@ -8,7 +8,9 @@
 #include <sodium.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
+#include <utility>
 
 #include "crypto/ipsec_mb_parts.h"
 #include "crypto/secret.h"
@@ -30,21 +32,56 @@ struct Context : gcm_context_data {
   ~Context() { sodium_memzero(static_cast<gcm_context_data*>(this), sizeof(gcm_context_data)); }
 };
 
-class IpsecMbKey final : public AeadKey {
+// A key and its schedule, expanded by the first packet: an SA that carries nothing holds the key
+// alone. Any thread.
+//
+// All of gcm_key_data is kept (1008 bytes, 1024 with alignment): round keys and 48 powers of the
+// hash key, which the AVX-512 code reads to the last one. Older code uses less, but how much is the
+// library's secret and may change under a program that is already built.
+class Schedule {
  public:
-  // All of gcm_key_data is kept (1008 bytes, 1024 with alignment): round keys and 48 powers of the
-  // hash key, which the AVX-512 code reads to the last one. Older code uses less, but how much is
-  // the library's secret and may change under a program that is already built.
-  IpsecMbKey(const Functions& functions, std::span<const std::uint8_t> key, std::size_t icv)
-      : schedule_(sizeof(gcm_key_data)), seal_(functions.seal), open_(functions.open), icv_(icv) {
+  Schedule(aes_gcm_pre_t expand, std::span<const std::uint8_t> key)
+      : expand_(expand), key_(key), room_(sizeof(gcm_key_data)) {
     static_assert(alignof(gcm_key_data) <= SecretBytes::kAlignment);
-    functions.expand(key.data(), new (schedule_.bytes().data()) gcm_key_data);
   }
 
+  [[nodiscard]] const gcm_key_data* get() const noexcept {
+    if (state_.load(std::memory_order_acquire) != State::ready) [[unlikely]]
+      make_ready();
+    return reinterpret_cast<const gcm_key_data*>(std::as_const(room_).bytes().data());
+  }
+
+ private:
+  enum class State : std::uint8_t { key_only, busy, ready };
+
+  // Whoever comes meanwhile waits: a microsecond, once in the life of an SA.
+  void make_ready() const noexcept {
+    State expected = State::key_only;
+    if (!state_.compare_exchange_strong(expected, State::busy, std::memory_order_acquire)) {
+      while (state_.load(std::memory_order_acquire) != State::ready) {
+      }
+      return;
+    }
+    expand_(key_.bytes().data(), new (room_.bytes().data()) gcm_key_data);
+    state_.store(State::ready, std::memory_order_release);
+  }
+
+  aes_gcm_pre_t expand_;
+  const SecretBytes key_;
+  mutable SecretBytes room_;
+  mutable std::atomic<State> state_{State::key_only};
+};
+
+class IpsecMbKey final : public AeadKey {
+ public:
+  IpsecMbKey(const Functions& functions, std::span<const std::uint8_t> key, std::size_t icv)
+      : schedule_(functions.expand, key), seal_(functions.seal), open_(functions.open), icv_(icv) {}
+
   void seal(std::span<AeadOp> ops) const noexcept override {
+    const gcm_key_data* schedule = schedule_.get();
     Context context;
     for (AeadOp& op : ops) {
-      seal_(schedule(), &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
+      seal_(schedule, &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
             op.aad_len, op.icv, icv_);
       op.good = true;
     }
@@ -52,10 +89,11 @@ class IpsecMbKey final : public AeadKey {
 
   // The library only computes the tag of what it decrypts; the verdict is ours.
   void open(std::span<AeadOp> ops) const noexcept override {
+    const gcm_key_data* schedule = schedule_.get();
     Context context;
     std::array<std::uint8_t, 16> tag{};
     for (AeadOp& op : ops) {
-      open_(schedule(), &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
+      open_(schedule, &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
             op.aad_len, tag.data(), icv_);
       op.good = icv_ == tag.size() ? crypto_verify_16(tag.data(), op.icv) == 0
                                    : sodium_memcmp(tag.data(), op.icv, icv_) == 0;
@@ -68,11 +106,7 @@ class IpsecMbKey final : public AeadKey {
   [[nodiscard]] bool shareable() const noexcept override { return true; }
 
  private:
-  [[nodiscard]] const gcm_key_data* schedule() const noexcept {
-    return reinterpret_cast<const gcm_key_data*>(schedule_.bytes().data());
-  }
-
-  SecretBytes schedule_;
+  Schedule schedule_;
   aes_gcm_enc_dec_t seal_;
   aes_gcm_enc_dec_t open_;
   std::size_t icv_;
@@ -88,9 +122,7 @@ struct GmacFunctions {
 class GmacKey final : public AeadKey {
  public:
   GmacKey(const Functions& gcm, const GmacFunctions& gmac, std::span<const std::uint8_t> key)
-      : schedule_(sizeof(gcm_key_data)), gmac_(gmac) {
-    gcm.expand(key.data(), new (schedule_.bytes().data()) gcm_key_data);
-  }
+      : schedule_(gcm.expand, key), gmac_(gmac) {}
 
   void seal(std::span<AeadOp> ops) const noexcept override {
     Context context;
@@ -116,14 +148,14 @@ class GmacKey final : public AeadKey {
 
  private:
   void authenticate(const AeadOp& op, Context& context, std::uint8_t* tag) const noexcept {
-    const auto* schedule = reinterpret_cast<const gcm_key_data*>(schedule_.bytes().data());
+    const gcm_key_data* schedule = schedule_.get();
     gmac_.init(schedule, &context, op.nonce.data(), op.nonce.size());
     gmac_.update(schedule, &context, op.aad.data(), op.aad_len);
     gmac_.update(schedule, &context, op.text - kCounterIvBytes, op.text_len + kCounterIvBytes);
     gmac_.finalize(schedule, &context, tag, 16);
   }
 
-  SecretBytes schedule_;
+  Schedule schedule_;
   GmacFunctions gmac_;
 };
 

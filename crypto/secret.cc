@@ -5,10 +5,13 @@
 
 #include <array>
 #include <cstring>
+#include <iterator>
+#include <map>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 namespace espalier::crypto {
 namespace {
@@ -23,35 +26,56 @@ constexpr std::size_t rounded(std::size_t size) {
 
 // mlock works on whole pages and does not nest, so a secret on a page of the heap would lose its
 // lock when a neighbour is freed. Secrets therefore have pages of their own, shared only among
-// themselves. Chunks stay mapped: what is freed is wiped and serves the next key.
+// secrets of the same size: room that nobody has written to takes no memory. A chunk goes when its
+// last secret does.
 class Arena {
  public:
   std::uint8_t* allocate(std::size_t size) {
     const std::scoped_lock lock(mutex_);
     if (size > kLargest) return map(size);
-    FreeRun*& head = free_[size / kStep];
-    if (head != nullptr) {
-      FreeRun* run = std::exchange(head, head->next);
-      sodium_memzero(run, sizeof *run);
-      return reinterpret_cast<std::uint8_t*>(run);
+    std::vector<std::uint8_t*>& roomy = roomy_[size / kStep];
+    if (roomy.empty()) {
+      std::uint8_t* base = map(kChunk);
+      chunks_.emplace(base, Chunk{});
+      roomy.push_back(base);
     }
-    if (left_ < size) {
-      next_ = map(kChunk);
-      left_ = kChunk;
+    std::uint8_t* base = roomy.back();
+    Chunk& chunk = chunks_.at(base);
+    // Room in the lists now, so that release() cannot fail.
+    if (chunk.freed.capacity() <= chunk.live) chunk.freed.reserve(2 * chunk.live + 8);
+    if (roomy.capacity() <= chunks_.size()) roomy.reserve(2 * chunks_.size() + 8);
+    ++chunk.live;
+    std::uint8_t* data = nullptr;
+    if (chunk.freed.empty()) {
+      data = base + chunk.used;
+      chunk.used += size;
+    } else {
+      data = chunk.freed.back();
+      chunk.freed.pop_back();
     }
-    left_ -= size;
-    return std::exchange(next_, next_ + size);
+    if (chunk.freed.empty() && chunk.used + size > kChunk) roomy.pop_back();
+    return data;
   }
 
+  // The bytes are zero.
   void release(std::uint8_t* data, std::size_t size) noexcept {
-    sodium_memzero(data, size);
     if (size > kLargest) {
       munmap(data, size);  // drops the lock too
       return;
     }
     const std::scoped_lock lock(mutex_);
-    FreeRun*& head = free_[size / kStep];
-    head = new (data) FreeRun{head};
+    const auto found = std::prev(chunks_.upper_bound(data));
+    std::uint8_t* base = found->first;
+    Chunk& chunk = found->second;
+    std::vector<std::uint8_t*>& roomy = roomy_[size / kStep];
+    if (--chunk.live == 0) {
+      std::erase(roomy, base);
+      chunks_.erase(found);
+      munmap(base, kChunk);
+      return;
+    }
+    if (chunk.freed.empty() && chunk.used + size > kChunk) roomy.push_back(base);
+    chunk.freed.push_back(data);
   }
 
   [[nodiscard]] bool locked() noexcept {
@@ -60,24 +84,26 @@ class Arena {
   }
 
  private:
-  struct FreeRun {
-    FreeRun* next;
+  struct Chunk {
+    std::size_t used = 0;  // bytes that were ever handed out
+    std::size_t live = 0;  // secrets
+    std::vector<std::uint8_t*> freed;
   };
 
   std::uint8_t* map(std::size_t size) {
     void* pages =
         mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, /*fd=*/-1, 0);
     if (pages == MAP_FAILED) throw std::bad_alloc();
-    // Not left to sodium_mlock: this has to hold where locking fails, too.
     static_cast<void>(madvise(pages, size, MADV_DONTDUMP));
-    if (sodium_mlock(pages, size) != 0) locked_ = false;
+    // On fault: room that is never written to is not there to be swapped.
+    if (mlock2(pages, size, MLOCK_ONFAULT) != 0) locked_ = false;
     return static_cast<std::uint8_t*>(pages);
   }
 
   std::mutex mutex_;
-  std::array<FreeRun*, kLargest / kStep + 1> free_{};
-  std::uint8_t* next_ = nullptr;
-  std::size_t left_ = 0;
+  std::map<std::uint8_t*, Chunk> chunks_;  // by their first byte
+  // By size, in steps: the chunks that have room.
+  std::array<std::vector<std::uint8_t*>, kLargest / kStep + 1> roomy_;
   bool locked_ = true;
 };
 
@@ -98,12 +124,12 @@ void initialise() {
 
 SecretBytes::SecretBytes(std::size_t size) {
   if (size == 0) return;
-  data_ = {arena().allocate(rounded(size)), Free{rounded(size)}};
+  data_ = {arena().allocate(rounded(size)), Free{rounded(size), false}};
   size_ = size;
 }
 
 SecretBytes::SecretBytes(std::span<const std::uint8_t> bytes) : SecretBytes(bytes.size()) {
-  if (!bytes.empty()) std::memcpy(data_.get(), bytes.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(this->bytes().data(), bytes.data(), bytes.size());
 }
 
 SecretBytes::SecretBytes(SecretBytes&& other) noexcept
@@ -124,11 +150,12 @@ bool SecretBytes::equals(const SecretBytes& other) const noexcept {
 SecretBytes SecretBytes::random(std::size_t size) {
   initialise();  // randombytes_buf would abort the process where there is no randomness
   SecretBytes secret(size);
-  if (size != 0) randombytes_buf(secret.data_.get(), size);
+  if (size != 0) randombytes_buf(secret.bytes().data(), size);
   return secret;
 }
 
 void SecretBytes::Free::operator()(std::uint8_t* data) const noexcept {
+  if (written) sodium_memzero(data, size);
   arena().release(data, size);
 }
 

@@ -24,13 +24,16 @@ class SecretBytes {
   static constexpr std::size_t kAlignment = 64;
 
   SecretBytes() = default;
-  explicit SecretBytes(std::size_t size);  // zero-filled
+  explicit SecretBytes(std::size_t size);  // zero-filled; takes memory when it is written to
   explicit SecretBytes(std::span<const std::uint8_t> bytes);
   SecretBytes(SecretBytes&& other) noexcept;             // leaves `other` empty
   SecretBytes& operator=(SecretBytes&& other) noexcept;  // leaves `other` empty
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  [[nodiscard]] std::span<std::uint8_t> bytes() noexcept { return {data_.get(), size_}; }
+  [[nodiscard]] std::span<std::uint8_t> bytes() noexcept {
+    data_.get_deleter().written = true;
+    return {data_.get(), size_};
+  }
   [[nodiscard]] std::span<const std::uint8_t> bytes() const noexcept {
     return {data_.get(), size_};
   }
@@ -41,9 +44,10 @@ class SecretBytes {
  private:
   struct Free {
     std::size_t size;
+    bool written;  // somebody could have
     void operator()(std::uint8_t* data) const noexcept;
   };
-  std::unique_ptr<std::uint8_t, Free> data_{nullptr, Free{0}};
+  std::unique_ptr<std::uint8_t, Free> data_{nullptr, Free{0, false}};
   std::size_t size_ = 0;
 };
 
