@@ -7,6 +7,9 @@
 namespace espalier::crypto {
 namespace {
 
+// What the library may leave of round keys behind on the stack.
+constexpr std::size_t kStack = 4096;
+
 class AesKey final : public AeadKey {
  public:
   explicit AesKey(std::span<const std::uint8_t> key)
@@ -14,6 +17,7 @@ class AesKey final : public AeadKey {
     static_assert(alignof(crypto_aead_aes256gcm_state) <= SecretBytes::kAlignment);
     crypto_aead_aes256gcm_beforenm(new (schedule_.bytes().data()) crypto_aead_aes256gcm_state,
                                    key.data());
+    sodium_stackzero(kStack);
   }
 
   void seal(std::span<AeadOp> ops) const noexcept override {
@@ -21,6 +25,7 @@ class AesKey final : public AeadKey {
       op.good = crypto_aead_aes256gcm_encrypt_detached_afternm(
                     op.text, op.icv, nullptr, op.text, op.text_len, op.aad.data(), op.aad_len,
                     nullptr, op.nonce.data(), schedule()) == 0;
+    sodium_stackzero(kStack);
   }
 
   void open(std::span<AeadOp> ops) const noexcept override {
@@ -31,6 +36,7 @@ class AesKey final : public AeadKey {
       if (!op.good) [[unlikely]]
         wipe({op.text, op.text_len});
     }
+    sodium_stackzero(kStack);
   }
 
   [[nodiscard]] bool shareable() const noexcept override { return true; }

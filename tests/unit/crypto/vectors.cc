@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -37,12 +38,48 @@ bool fits(const Vector& v) {
 using Run = void (AeadKey::*)(std::span<AeadOp>) const noexcept;
 
 void run(const AeadKey& key, Run function, std::span<Packet> packets, std::vector<bool>& good) {
+  std::vector<Bytes> wires;
   std::vector<AeadOp> ops;
+  wires.reserve(packets.size());
   ops.reserve(packets.size());
-  for (Packet& p : packets) ops.push_back(p.op());
+  for (const Packet& p : packets) {
+    wires.emplace_back(p.wire_length());
+    ops.push_back(p.lay_out(wires.back().data()));
+  }
   (key.*function)(ops);
   good.clear();
-  for (const AeadOp& op : ops) good.push_back(op.good);
+  for (std::size_t i = 0; i < packets.size(); ++i) {
+    const AeadOp& op = ops[i];
+    packets[i].text.assign(op.text, op.text + op.text_len);
+    std::copy_n(op.icv, packets[i].icv.size(), packets[i].icv.begin());
+    good.push_back(op.good);
+  }
+}
+
+std::vector<Vector> wycheproof_aead(
+    const char* file, const std::function<std::optional<Suite>(std::size_t)>& suite_of) {
+  const auto document = nlohmann::json::parse(vector_file(file));
+  std::vector<Vector> vectors;
+  for (const auto& group : document.at("testGroups")) {
+    const auto suite = suite_of(group.at("keySize").get<std::size_t>() / 8);
+    if (!suite || group.at("tagSize") != 128) continue;
+    for (const auto& test : group.at("tests")) {
+      const auto bytes = [&test](const char* name) {
+        return from_hex(test.at(name).get<std::string>());
+      };
+      Vector v{"wycheproof " + std::to_string(test.at("tcId").get<int>()),
+               *suite,
+               bytes("key"),
+               bytes("iv"),
+               bytes("aad"),
+               bytes("msg"),
+               bytes("ct"),
+               bytes("tag"),
+               test.at("result") == "valid"};
+      if (fits(v)) vectors.push_back(std::move(v));
+    }
+  }
+  return vectors;
 }
 
 }  // namespace
@@ -74,28 +111,55 @@ std::optional<Suite> gcm_suite(std::size_t key_bytes) {
 }
 
 std::vector<Vector> wycheproof() {
-  const auto document = nlohmann::json::parse(vector_file("wycheproof/aes_gcm_test.json"));
-  std::vector<Vector> vectors;
+  return wycheproof_aead("wycheproof/aes_gcm_test.json", gcm_suite);
+}
+
+std::vector<Vector> wycheproof_chacha20() {
+  return wycheproof_aead("wycheproof/chacha20_poly1305_test.json",
+                         [](std::size_t) { return Suite::chacha20_poly1305; });
+}
+
+std::vector<HmacCase> wycheproof_hmac() {
+  const auto document = nlohmann::json::parse(vector_file("wycheproof/hmac_sha256_test.json"));
+  std::vector<HmacCase> cases;
   for (const auto& group : document.at("testGroups")) {
-    const auto suite = gcm_suite(group.at("keySize").get<std::size_t>() / 8);
-    if (!suite || group.at("tagSize") != 128) continue;
+    if (group.at("keySize") != 256 || group.at("tagSize") != 128) continue;
     for (const auto& test : group.at("tests")) {
-      const auto bytes = [&test](const char* name) {
-        return from_hex(test.at(name).get<std::string>());
-      };
-      Vector v{"wycheproof " + std::to_string(test.at("tcId").get<int>()),
-               *suite,
-               bytes("key"),
-               bytes("iv"),
-               bytes("aad"),
-               bytes("msg"),
-               bytes("ct"),
-               bytes("tag"),
-               test.at("result") == "valid"};
-      if (fits(v)) vectors.push_back(std::move(v));
+      Bytes data = from_hex(test.at("msg").get<std::string>());
+      if (data.size() < kEspHeaderBytes) continue;
+      cases.push_back({"wycheproof " + std::to_string(test.at("tcId").get<int>()),
+                       Suite::null_sha256, from_hex(test.at("key").get<std::string>()),
+                       std::move(data), from_hex(test.at("tag").get<std::string>()),
+                       test.at("result") == "valid"});
     }
   }
-  return vectors;
+  return cases;
+}
+
+std::vector<CbcCase> rfc_cbc() {
+  std::vector<CbcCase> cases;
+  std::ifstream file = vector_file("rfc/esp.txt");
+  Fields f;
+  for (std::string line; std::getline(file, line);)
+    if (parse_field(line, f) && line.starts_with("cbc "))
+      cases.push_back({f["name"], from_hex(f["key"]), from_hex(f["iv"]), from_hex(f["plaintext"]),
+                       from_hex(f["cbc"])});
+  return cases;
+}
+
+std::vector<HmacCase> rfc_hmac() {
+  std::vector<HmacCase> cases;
+  std::ifstream file = vector_file("rfc/esp.txt");
+  Fields f;
+  for (std::string line; std::getline(file, line);) {
+    if (!parse_field(line, f) || !line.starts_with("hmac ")) continue;
+    const Suite suite = parse_suite(f["suite"]).value();
+    Bytes icv = from_hex(f["hmac"]);
+    icv.resize(info(suite).icv);
+    cases.push_back({f["suite"] + " of " + f["data"], suite, from_hex(f["key"]),
+                     from_hex(f["data"]), std::move(icv), true});
+  }
+  return cases;
 }
 
 std::vector<Vector> cavp() {
@@ -144,19 +208,38 @@ std::vector<Vector> mcgrew() {
   return vectors;
 }
 
-AeadOp Packet::op() {
+AeadOp Packet::lay_out(std::uint8_t* wire) const {
   AeadOp op{};
-  op.text = text.empty() ? icv.data() : text.data();  // an AeadOp has no null pointers
-  op.icv = icv.data();
+  const std::size_t half = std::min<std::size_t>(aad.size(), 4);
+  std::fill_n(wire, kEspHeaderBytes, std::uint8_t{0});
+  std::copy_n(aad.begin(), half, wire);
+  std::copy_n(aad.end() - static_cast<std::ptrdiff_t>(half), half, wire + 4);
+  std::copy_n(nonce.end() - static_cast<std::ptrdiff_t>(iv), iv, wire + kEspHeaderBytes);
+  op.text = wire + kEspHeaderBytes + iv;
   op.text_len = static_cast<std::uint32_t>(text.size());
+  op.icv = op.text + text.size();
+  std::copy(text.begin(), text.end(), op.text);
+  std::copy(icv.begin(), icv.end(), op.icv);
   op.aad_len = static_cast<std::uint8_t>(aad.size());
-  std::copy_n(nonce.begin(), op.nonce.size(), op.nonce.begin());
+  std::copy_n(nonce.begin(), std::min(nonce.size(), op.nonce.size()), op.nonce.begin());
   std::copy(aad.begin(), aad.end(), op.aad.begin());
   return op;
 }
 
+std::size_t text_length(const SuiteInfo& suite, std::size_t length) {
+  if (suite.mode != Mode::cbc_hmac) return length;
+  return std::max<std::size_t>(16, (length + 15) / 16 * 16);
+}
+
+Packet plain_packet(Suite suite, std::size_t length, std::uint32_t seed) {
+  const SuiteInfo& s = info(suite);
+  return {pseudo_random(text_length(s, length), seed), Bytes(s.icv),
+          pseudo_random(std::size_t{s.salt} + s.iv, seed + 1),
+          pseudo_random(seed % 2 == 0 ? 8 : 12, seed + 2), s.iv};
+}
+
 Packet unsealed(const Vector& vector) {
-  return {vector.plaintext, Bytes(16, 0xEE), vector.nonce, vector.aad};
+  return {vector.plaintext, Bytes(info(vector.suite).icv, 0xEE), vector.nonce, vector.aad};
 }
 
 Packet sealed(const Vector& vector) {

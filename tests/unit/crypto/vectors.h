@@ -35,6 +35,29 @@ struct Vector {
 [[nodiscard]] std::vector<Vector> wycheproof();
 [[nodiscard]] std::vector<Vector> cavp();
 [[nodiscard]] std::vector<Vector> mcgrew();
+[[nodiscard]] std::vector<Vector> wycheproof_chacha20();
+
+// AES-128-CBC alone: no ICV.
+struct CbcCase {
+  std::string id;
+  Bytes key;
+  Bytes iv;
+  Bytes plaintext;
+  Bytes ciphertext;
+};
+[[nodiscard]] std::vector<CbcCase> rfc_cbc();
+
+// HMAC under a key as long as the hash. `data` is at least 8 bytes, an ESP header.
+struct HmacCase {
+  std::string id;
+  Suite suite;
+  Bytes key;
+  Bytes data;
+  Bytes icv;
+  bool valid;
+};
+[[nodiscard]] std::vector<HmacCase> wycheproof_hmac();
+[[nodiscard]] std::vector<HmacCase> rfc_hmac();
 
 // A whole ESP packet of draft-mcgrew-gcm-test-01.
 struct EspCase {
@@ -43,16 +66,25 @@ struct EspCase {
 };
 [[nodiscard]] std::vector<EspCase> mcgrew_packets();
 
-// The memory of one operation.
+// One packet, in pieces.
 struct Packet {
   Bytes text;
   Bytes icv;
-  Bytes nonce;
-  Bytes aad;
+  Bytes nonce;  // salt and IV; CBC: the IV alone
+  Bytes aad;    // SPI and sequence number
+  std::size_t iv = kCounterIvBytes;
 
-  // Valid until `text` or `icv` is resized.
-  [[nodiscard]] AeadOp op();
+  [[nodiscard]] std::size_t wire_length() const {
+    return kEspHeaderBytes + iv + text.size() + icv.size();
+  }
+  // Lays the packet out at `wire` as ESP has it, and describes it.
+  [[nodiscard]] AeadOp lay_out(std::uint8_t* wire) const;
 };
+
+// Bytes of text that a suite can take: `length`, or for CBC the next multiple of its block.
+[[nodiscard]] std::size_t text_length(const SuiteInfo& suite, std::size_t length);
+// A packet with pseudo-random text, nonce and number, with and without ESN in turn.
+[[nodiscard]] Packet plain_packet(Suite suite, std::size_t length, std::uint32_t seed);
 
 // A packet as it is before seal: the plaintext and a blank ICV; and before open.
 [[nodiscard]] Packet unsealed(const Vector& vector);
