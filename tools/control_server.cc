@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "tools/log.h"
+#include "tools/request_keys.h"
 
 namespace espalier::tools {
 namespace {
@@ -26,6 +27,7 @@ using ifaces::UniqueFd;
 using nlohmann::json;
 
 constexpr int kRequestsPerTurn = 16;  // then the others, and the daemon's own work, have a turn
+constexpr std::size_t kRead = 4096;   // at least, at a time
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -36,8 +38,33 @@ std::string line_of(const json& reply) {
   return reply.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
-std::string refusal(std::string_view why) {
-  return line_of({{"version", kControlVersion}, {"ok", false}, {"error", why}});
+std::string refusal(std::string_view why, json members = json::object()) {
+  members["version"] = kControlVersion;
+  members["ok"] = false;
+  members["error"] = why;
+  return line_of(members);
+}
+
+std::string lost_line(std::uint64_t count) {
+  return line_of({{"version", kControlVersion}, {"event", "lost"}, {"count", count}});
+}
+
+// Like send(), with `descriptor` beside the first byte if there is one.
+ssize_t send_with(int fd, std::string_view text, int descriptor) {
+  if (descriptor < 0) return ::send(fd, text.data(), text.size(), MSG_NOSIGNAL);
+  iovec part{const_cast<char*>(text.data()), text.size()};  // sendmsg only reads it
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof descriptor)> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof descriptor);
+  std::memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
+  return ::sendmsg(fd, &message, MSG_NOSIGNAL);
 }
 
 sockaddr_un address_of(const std::filesystem::path& path) {
@@ -132,7 +159,29 @@ ControlServer::~ControlServer() {
 }
 
 void ControlServer::on(const std::string& op, Handler handler) {
+  handlers_[op] = [handler = std::move(handler)](const ControlRequest& request) {
+    return handler(request.body);
+  };
+}
+
+void ControlServer::on_session(const std::string& op, SessionHandler handler) {
   handlers_[op] = std::move(handler);
+}
+
+void ControlServer::publish(json event) {
+  event["version"] = kControlVersion;
+  const std::string line = line_of(event);
+  for (Client& client : listeners_) {
+    if (client.out.size() - client.sent + line.size() > kMaxBacklog) {
+      ++client.lost;
+      continue;
+    }
+    if (client.lost != 0) client.out += lost_line(std::exchange(client.lost, 0));
+    client.out.erase(0, std::exchange(client.sent, 0));
+    client.out += line;
+    // Who cannot be waited for is dropped at its next turn.
+    static_cast<void>(wait_for_more(client));
+  }
 }
 
 std::optional<std::chrono::steady_clock::time_point> ControlServer::deadline() const noexcept {
@@ -141,7 +190,7 @@ std::optional<std::chrono::steady_clock::time_point> ControlServer::deadline() c
 }
 
 void ControlServer::serve() {
-  std::array<epoll_event, kMaxClients + 1> events{};
+  std::array<epoll_event, kMaxClients + kMaxListeners + 1> events{};
   const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
   bool newcomers = false;
   for (int i = 0; i < count; ++i) {
@@ -150,14 +199,12 @@ void ControlServer::serve() {
       newcomers = true;  // last: they may push out one that is still in `events`
       continue;
     }
-    const auto client = std::find_if(clients_.begin(), clients_.end(),
-                                     [who](const Client& c) { return &c == who; });
-    if (client == clients_.end()) continue;
-    if (!advance(*client)) drop(client);
+    Client* const client = find(who);
+    if (client != nullptr && !advance(*client)) drop(*client);
   }
   if (newcomers) accept_all();
   const auto now = std::chrono::steady_clock::now();
-  while (!clients_.empty() && clients_.front().active + kIdle <= now) drop(clients_.begin());
+  while (!clients_.empty() && clients_.front().active + kIdle <= now) drop(clients_.front());
 }
 
 void ControlServer::accept_all() {
@@ -184,7 +231,7 @@ void ControlServer::add_client(UniqueFd fd) {
         ::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     return;
   }
-  if (clients_.size() >= kMaxClients) drop(clients_.begin());
+  if (clients_.size() >= kMaxClients) drop(clients_.front());
   clients_.emplace_back();
   clients_.back().fd = std::move(fd);
   clients_.back().active = std::chrono::steady_clock::now();
@@ -195,8 +242,16 @@ void ControlServer::add_client(UniqueFd fd) {
     clients_.pop_back();
 }
 
-void ControlServer::drop(Clients::iterator client) {
-  clients_.erase(client);
+ControlServer::Client* ControlServer::find(const void* who) noexcept {
+  for (Clients* list : {&clients_, &listeners_})
+    for (Client& client : *list)
+      if (&client == who) return &client;
+  return nullptr;
+}
+
+void ControlServer::drop(const Client& client) noexcept {
+  const auto same = [&client](const Client& c) { return &c == &client; };
+  if (clients_.remove_if(same) == 0) listeners_.remove_if(same);
 }
 
 bool ControlServer::advance(Client& client) {
@@ -205,7 +260,7 @@ bool ControlServer::advance(Client& client) {
       if (!write_some(client)) return false;
       if (!client.out.empty()) break;
     }
-    if (client.in.find('\n') != std::string::npos || client.in.size() > kMaxRequest) {
+    if (client.in.has_line() || client.in.size() > kMaxRequest) {
       answer_next(client);
       continue;
     }
@@ -214,36 +269,42 @@ bool ControlServer::advance(Client& client) {
     if (!read_some(client)) return false;
     if (client.in.size() == before && !client.closing) break;
   }
-  const bool waits_for_more = client.out.empty() && client.in.find('\n') == std::string::npos &&
-                              client.in.size() <= kMaxRequest && !client.closing;
+  return wait_for_more(client);
+}
+
+bool ControlServer::wait_for_more(Client& client) {
+  const bool waits = client.out.empty() && !client.in.has_line() &&
+                     client.in.size() <= kMaxRequest && !client.closing;
   epoll_event event{};
-  event.events = waits_for_more ? EPOLLIN : EPOLLOUT;
+  event.events = waits ? EPOLLIN : EPOLLOUT;
   event.data.ptr = &client;
   return ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, client.fd.get(), &event) == 0;
 }
 
 bool ControlServer::read_some(Client& client) {
-  std::array<char, std::size_t{16} * 1024> buffer{};
-  const ssize_t got = ::recv(client.fd.get(), buffer.data(), buffer.size(), 0);
+  const std::span<char> room = client.in.room(kRead);
+  const ssize_t got = ::recv(client.fd.get(), room.data(), room.size(), 0);
   if (got < 0) return errno == EAGAIN || errno == EINTR;
   if (got == 0) {
     client.closing = true;
     client.in.clear();  // a request without its end is none
     return true;
   }
-  client.in.append(buffer.data(), static_cast<std::size_t>(got));
+  client.in.filled(static_cast<std::size_t>(got));
   touch(client);
   return true;
 }
 
 bool ControlServer::write_some(Client& client) {
   const std::string_view rest = std::string_view(client.out).substr(client.sent);
-  const ssize_t sent = ::send(client.fd.get(), rest.data(), rest.size(), MSG_NOSIGNAL);
+  const ssize_t sent = send_with(client.fd.get(), rest, client.session.descriptor.get());
   if (sent < 0) return errno == EAGAIN || errno == EINTR;
+  client.session.descriptor.reset(-1);
   client.sent += static_cast<std::size_t>(sent);
   if (client.sent == client.out.size()) {
     client.out.clear();
     client.sent = 0;
+    if (client.lost != 0) client.out = lost_line(std::exchange(client.lost, 0));
   }
   touch(client);
   return true;
@@ -253,24 +314,38 @@ void ControlServer::touch(Client& client) {
   client.active = std::chrono::steady_clock::now();
   const auto self = std::find_if(clients_.begin(), clients_.end(),
                                  [&client](const Client& c) { return &c == &client; });
-  clients_.splice(clients_.end(), clients_, self);
+  if (self != clients_.end()) clients_.splice(clients_.end(), clients_, self);
 }
 
 void ControlServer::answer_next(Client& client) {
-  const std::size_t end = client.in.find('\n');
-  if (end > kMaxRequest) {
-    client.out = refusal("a request is at most " + std::to_string(kMaxRequest) + " bytes");
+  if (!client.in.has_line() || client.in.line().size() > kMaxRequest) {
+    client.out = refusal("a request is at most " + std::to_string(kMaxRequest) +
+                         " bytes; send a long batch in several, with \"more\":true");
     client.in.clear();
     client.closing = true;
     return;
   }
-  const std::string line = client.in.substr(0, end);
-  client.in.erase(0, end + 1);
-  client.out = reply_to(line);
+  const bool listened = client.session.listening;
+  client.out = reply_to(client.in.line(), client.session);
+  client.in.drop_line();
+  if (client.session.hang_up) {
+    client.in.clear();
+    client.closing = true;
+  }
+  if (!client.session.listening || listened) return;
+  const auto self = std::find_if(clients_.begin(), clients_.end(),
+                                 [&client](const Client& c) { return &c == &client; });
+  if (listeners_.size() < kMaxListeners) {
+    listeners_.splice(listeners_.end(), clients_, self);
+    return;
+  }
+  client.session.listening = false;
+  client.out = refusal(std::to_string(kMaxListeners) + " listen already; end one of them");
 }
 
-std::string ControlServer::reply_to(const std::string& line) const {
-  const json request = json::parse(line, nullptr, false);
+std::string ControlServer::reply_to(std::span<char> line, ControlSession& session) const {
+  const std::vector<crypto::SecretBytes> keys = take_keys(line);
+  const json request = json::parse(line.begin(), line.end(), nullptr, false);
   if (request.is_discarded() || !request.is_object())
     return refusal(R"(a request is one line of JSON: {"version":1,"op":"status"})");
   const auto version = request.find("version");
@@ -288,10 +363,12 @@ std::string ControlServer::reply_to(const std::string& line) const {
     return refusal("unknown op; this daemon has: " + known);
   }
   try {
-    json reply = handler->second(request);
+    json reply = handler->second({request, keys, session});
     reply["version"] = kControlVersion;
     reply["ok"] = true;
     return line_of(reply);
+  } catch (const Refusal& e) {
+    return refusal(printable(e.what()), e.members());
   } catch (const std::exception& e) {
     return refusal(printable(e.what()));
   }

@@ -8,7 +8,11 @@
 //   2. a request is at most kMaxRequest bytes, a longer one is refused and its connection closed;
 //   3. a client's next request is read only when its last reply has been taken, so a client holds
 //      at most one reply;
-//   4. a connection on which nothing moved for kIdle is closed.
+//   4. a connection on which nothing moved for kIdle is closed, unless it listens to events;
+//   5. at most kMaxListeners listen; one that does not read loses events, which are counted, and
+//      holds at most kMaxBacklog bytes of them.
+// Keys in a request (members "key") reach a handler as SecretBytes: neither the JSON library nor
+// any other buffer here sees one.
 // Only root and the daemon's own user may ask (the mode is 0600, and the kernel's word on who is
 // at the other end is checked).
 //
@@ -23,25 +27,59 @@
 #include <functional>
 #include <list>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "crypto/secret.h"
 #include "ifaces/unique_fd.h"
+#include "tools/line_buffer.h"
 
 namespace espalier::tools {
 
 inline constexpr int kControlVersion = 1;
 
+// Thrown by a handler whose refusal holds more than its text.
+class Refusal : public std::runtime_error {
+ public:
+  Refusal(const std::string& what, nlohmann::json members)
+      : std::runtime_error(what), members_(std::move(members)) {}
+  [[nodiscard]] const nlohmann::json& members() const noexcept { return members_; }
+
+ private:
+  nlohmann::json members_;
+};
+
+// One connection, as a handler sees it.
+struct ControlSession {
+  std::shared_ptr<void> state;  // a handler's own; freed when the connection ends
+  bool listening = false;       // to events, from this reply on
+  ifaces::UniqueFd descriptor;  // goes with the reply (SCM_RIGHTS)
+  bool hang_up = false;         // behind the reply
+};
+
+struct ControlRequest {
+  const nlohmann::json& body;
+  std::span<const crypto::SecretBytes> keys;  // their texts; "key" in `body` is the place of one
+  ControlSession& session;
+};
+
 class ControlServer {
  public:
   static constexpr std::size_t kMaxClients = 64;
-  static constexpr std::size_t kMaxRequest = std::size_t{64} * 1024;
+  static constexpr std::size_t kMaxListeners = 16;
+  static constexpr std::size_t kMaxRequest = std::size_t{1} << 20;
+  static constexpr std::size_t kMaxBacklog = std::size_t{256} * 1024;
   static constexpr std::chrono::seconds kIdle{30};
 
   // Gets the whole request, returns what the reply holds beside version and ok. What it throws
   // becomes the reply's error: no key material in it.
   using Handler = std::function<nlohmann::json(const nlohmann::json& request)>;
+  using SessionHandler = std::function<nlohmann::json(const ControlRequest& request)>;
 
   // Listens on `path`. Replaces the socket of a daemon that is gone; throws std::runtime_error if
   // one lives there, if something else is in the way, or if a system call fails (named).
@@ -51,6 +89,11 @@ class ControlServer {
   ControlServer& operator=(const ControlServer&) = delete;
 
   void on(const std::string& op, Handler handler);
+  void on_session(const std::string& op, SessionHandler handler);
+
+  [[nodiscard]] bool has_listeners() const noexcept { return !listeners_.empty(); }
+  // Sends `event` ("version" is added) to all who listen.
+  void publish(nlohmann::json event);
 
   // Readable when serve() has something to do.
   [[nodiscard]] int fd() const noexcept { return epoll_.get(); }
@@ -62,12 +105,15 @@ class ControlServer {
  private:
   struct Client {
     ifaces::UniqueFd fd;
-    std::string in, out;
-    std::size_t sent = 0;  // of `out`
-    bool closing = false;  // after `out` is written
+    LineBuffer in;
+    std::string out;
+    std::size_t sent = 0;    // of `out`
+    std::uint64_t lost = 0;  // events that found no room in `out`
+    bool closing = false;    // after `out` is written
+    ControlSession session;
     std::chrono::steady_clock::time_point active;
   };
-  using Clients = std::list<Client>;  // the longest idle first
+  using Clients = std::list<Client>;
 
   void accept_all();
   void add_client(ifaces::UniqueFd fd);
@@ -75,18 +121,22 @@ class ControlServer {
   [[nodiscard]] bool advance(Client& client);
   [[nodiscard]] bool read_some(Client& client);
   [[nodiscard]] bool write_some(Client& client);
+  [[nodiscard]] bool wait_for_more(Client& client);
   void touch(Client& client);
   void answer_next(Client& client);
-  [[nodiscard]] std::string reply_to(const std::string& line) const;
-  void drop(Clients::iterator client);
+  [[nodiscard]] std::string reply_to(std::span<char> line, ControlSession& session) const;
+  // Null: it is gone.
+  [[nodiscard]] Client* find(const void* who) noexcept;
+  void drop(const Client& client) noexcept;
 
   std::filesystem::path path_;
   ino_t inode_ = 0;
   ifaces::UniqueFd epoll_;
   ifaces::UniqueFd listen_;
   ifaces::UniqueFd spare_;  // given up for a moment when there is no other descriptor
-  std::map<std::string, Handler, std::less<>> handlers_;
-  Clients clients_;
+  std::map<std::string, SessionHandler, std::less<>> handlers_;
+  Clients clients_;    // the longest idle first
+  Clients listeners_;  // those that have asked for events
 };
 
 }  // namespace espalier::tools

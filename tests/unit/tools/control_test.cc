@@ -224,13 +224,13 @@ TEST_F(Control, TakesTheLongestRequestAndNotOneByteMore) {
   EXPECT_EQ(receive(fd), "");  // and hangs up
 }
 
-TEST_F(Control, RefusesAMebibyteWithoutKeepingIt) {
+TEST_F(Control, C2RefusesSixteenMebibytesWithoutKeepingThem) {
   start();
   const UniqueFd fd = connect();
-  std::thread writer([&fd] { send(fd, std::string(std::size_t{1} << 20, 'x')); });
+  std::thread writer([&fd] { send(fd, std::string(std::size_t{16} << 20, 'x')); });
   const json reply = json::parse(receive(fd), nullptr, false);
   writer.join();
-  EXPECT_THAT(reply["error"].get<std::string>(), HasSubstr("at most 65536 bytes"));
+  EXPECT_THAT(reply["error"].get<std::string>(), HasSubstr("at most 1048576 bytes"));
   EXPECT_TRUE(answers());
 }
 
