@@ -615,6 +615,27 @@ std::vector<SaStatus> Dataplane::sas() const {
   return all;
 }
 
+std::vector<PolicyStatus> Dataplane::policies(PolicyId after, std::size_t count) const {
+  std::vector<PolicyStatus> page;
+  for (const Policy* p : state_->tables.policies_after(after, count))
+    page.push_back({p->id, p->spec});
+  return page;
+}
+
+std::vector<SaStatus> Dataplane::sas(SaId after, std::size_t count) const {
+  std::vector<SaStatus> page;
+  for (const OutboundSa* sa : state_->tables.outbound_after(after, count))
+    page.push_back(status_of(*sa));
+  for (InboundSa* sa : state_->tables.inbound_after(after, count)) page.push_back(status_of(*sa));
+  std::sort(page.begin(), page.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+  page.resize(std::min(page.size(), count));
+  return page;
+}
+
+std::size_t Dataplane::sa_count() const noexcept {
+  return state_->tables.sa_count();
+}
+
 std::optional<SaStatus> Dataplane::sa(SaId id) const {
   if (const OutboundSa* out = state_->tables.outbound(id)) return status_of(*out);
   if (InboundSa* in = state_->tables.inbound(id)) return status_of(*in);

@@ -133,6 +133,11 @@ class Dataplane {
   [[nodiscard]] std::vector<DeviceStatus> devices() const;
   [[nodiscard]] std::vector<PolicyStatus> policies() const;
   [[nodiscard]] std::vector<SaStatus> sas() const;
+  // A page of them: at most `count`, the first ones behind `after`, by id. Who goes on behind the
+  // last one gets everything that stays there meanwhile once.
+  [[nodiscard]] std::vector<PolicyStatus> policies(PolicyId after, std::size_t count) const;
+  [[nodiscard]] std::vector<SaStatus> sas(SaId after, std::size_t count) const;
+  [[nodiscard]] std::size_t sa_count() const noexcept;
   [[nodiscard]] std::optional<SaStatus> sa(SaId id) const;
   // Totals since the start, indexed by Drop; SAs and devices that are gone included.
   [[nodiscard]] std::array<std::uint64_t, kDropCount> drops() const;

@@ -14,6 +14,14 @@ auto values(const Map& map) {
 }
 
 template <class Map, class Id>
+auto values_after(const Map& map, Id after, std::size_t count) {
+  std::vector<typename Map::mapped_type::element_type*> some;
+  for (auto entry = map.upper_bound(after); entry != map.end() && some.size() < count; ++entry)
+    some.push_back(entry->second.get());
+  return some;
+}
+
+template <class Map, class Id>
 auto* find(const Map& map, Id id) {
   const auto it = map.find(id);
   return it == map.end() ? nullptr : it->second.get();
@@ -60,6 +68,16 @@ std::vector<OutboundSa*> Tables::all_outbound() const {
 }
 std::vector<InboundSa*> Tables::all_inbound() const {
   return values(inbound_);
+}
+
+std::vector<Policy*> Tables::policies_after(PolicyId after, std::size_t count) const {
+  return values_after(policies_, after, count);
+}
+std::vector<OutboundSa*> Tables::outbound_after(SaId after, std::size_t count) const {
+  return values_after(outbound_, after, count);
+}
+std::vector<InboundSa*> Tables::inbound_after(SaId after, std::size_t count) const {
+  return values_after(inbound_, after, count);
 }
 
 bool Tables::has_key(std::span<const std::uint8_t> keymat) const {

@@ -47,6 +47,11 @@ class Tables {
   [[nodiscard]] std::vector<Policy*> all_policies() const;
   [[nodiscard]] std::vector<OutboundSa*> all_outbound() const;
   [[nodiscard]] std::vector<InboundSa*> all_inbound() const;
+  [[nodiscard]] std::size_t sa_count() const noexcept { return outbound_.size() + inbound_.size(); }
+  // At most `count`, the first ones behind `after`, by id.
+  [[nodiscard]] std::vector<Policy*> policies_after(PolicyId after, std::size_t count) const;
+  [[nodiscard]] std::vector<OutboundSa*> outbound_after(SaId after, std::size_t count) const;
+  [[nodiscard]] std::vector<InboundSa*> inbound_after(SaId after, std::size_t count) const;
 
  private:
   // Everything that one reqid joins. The newest SA is the last.

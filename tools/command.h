@@ -37,11 +37,32 @@ struct Usage {
     const std::vector<std::string>& words, const Usage& usage,
     boost::program_options::options_description options, const char* positional = nullptr);
 
-int run_keygen(const std::vector<std::string>& words);  // cmd_keygen.cc
-int run_check(const std::vector<std::string>& words);   // cmd_check.cc
-int run_status(const std::vector<std::string>& words);  // cmd_status.cc
-int run_doctor(const std::vector<std::string>& words);  // cmd_doctor.cc
-int run_exec(const std::vector<std::string>& words);    // cmd_exec.cc
-int run_bench(const std::vector<std::string>& words);   // cmd_bench.cc
+// The same for commands whose words are mostly no options: those are in "words", in order.
+struct CommandWords {
+  boost::program_options::variables_map options;
+  std::vector<std::string> words;
+  [[nodiscard]] bool has(const char* option) const { return options.count(option) != 0; }
+  [[nodiscard]] std::string control() const { return options["control"].as<std::string>(); }
+};
+[[nodiscard]] std::optional<CommandWords> parse_free_words(
+    const std::vector<std::string>& words, const Usage& usage,
+    boost::program_options::options_description options);
+
+// --control, and --json if there is anything to print, for commands that ask the daemon.
+enum class Prints : std::uint8_t { nothing, data };
+[[nodiscard]] boost::program_options::options_description daemon_options(Prints prints);
+
+int run_keygen(const std::vector<std::string>& words);   // cmd_keygen.cc
+int run_check(const std::vector<std::string>& words);    // cmd_check.cc
+int run_status(const std::vector<std::string>& words);   // cmd_status.cc
+int run_doctor(const std::vector<std::string>& words);   // cmd_doctor.cc
+int run_exec(const std::vector<std::string>& words);     // cmd_exec.cc
+int run_sa(const std::vector<std::string>& words);       // cmd_sa.cc
+int run_policy(const std::vector<std::string>& words);   // cmd_policy.cc
+int run_vti(const std::vector<std::string>& words);      // cmd_vti.cc
+int run_batch(const std::vector<std::string>& words);    // cmd_batch.cc
+int run_monitor(const std::vector<std::string>& words);  // cmd_monitor.cc
+int run_conn(const std::vector<std::string>& words);     // cmd_conn.cc
+int run_bench(const std::vector<std::string>& words);    // cmd_bench.cc
 
 }  // namespace espalier::tools

@@ -22,6 +22,9 @@ using std::chrono::seconds;
 // IKE daemons count their reqids from 1 or from 16384; ours stay out of their way.
 constexpr std::uint32_t kFirstReqid = 0x40000000;
 
+// At a glance, and in one line: whoever wants more asks for sa-list, page by page.
+constexpr std::size_t kMostSasInStatus = 1000;
+
 constexpr seconds kPatience{2};
 constexpr milliseconds kRetry{10};
 constexpr seconds kWatch{5};
@@ -93,6 +96,8 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   dataplane_.emplace(*registry_, plane);
   devices_.emplace(*dataplane_, netlink_, log_);
   site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
+  api_.emplace(*control_, *dataplane_, *devices_, netlink_);
+  add_operations();
   log_start();
   for (const Conn& conn : config_.conns) {
     Slot& slot = conns_.at(conn.name);
@@ -105,7 +110,7 @@ Daemon::Daemon(DaemonOptions options, Log& log)
 Daemon::~Daemon() = default;
 
 Config Daemon::load() const {
-  Config config = load_config(options_.config);
+  Config config = options_.config.empty() ? Config() : load_config(options_.config);
   Globals& globals = config.globals;
   if (options_.io) globals.io = *options_.io;
   if (options_.crypto) globals.crypto = *options_.crypto;
@@ -124,8 +129,10 @@ void Daemon::log_start() const {
             std::to_string(workers) + (workers == 1 ? " worker" : " workers"));
 }
 
-void Daemon::log_up(const RunningConn& conn) const {
-  log_.info("conn " + conn.identity().conn.name + " up: " + conn.summary());
+void Daemon::log_up(const RunningConn& conn) {
+  const std::string& name = conn.identity().conn.name;
+  log_.info("conn " + name + " up: " + conn.summary());
+  api_->publish({{"event", "conn-up"}, {"conn", name}});
 }
 
 Daemon::Prepared Daemon::prepare_all(const Config& config) {
@@ -152,12 +159,13 @@ DaemonStatus Daemon::status() const {
       continue;
     }
     ConnStatus failed = describe(conn);
-    failed.error = slot.error;
+    failed.error = slot.down ? "taken down; espalier conn up brings it up again" : slot.error;
     failed.since = slot.failed_at;
     out.conns.push_back(std::move(failed));
   }
   out.devices = dataplane_->devices();
-  out.sas = dataplane_->sas();
+  out.sas = dataplane_->sas(dataplane::SaId{}, kMostSasInStatus);
+  out.sa_count = dataplane_->sa_count();
   out.drops = dataplane_->drops();
   return out;
 }
@@ -165,6 +173,10 @@ DaemonStatus Daemon::status() const {
 // ------------------------------------------------------------------------------------- reload
 
 void Daemon::reload() noexcept {
+  if (options_.config.empty()) {
+    log_.info("nothing to reload: started without --config");
+    return;
+  }
   try {
     Config next = load();
     Prepared prepared = prepare_all(next);
@@ -221,6 +233,7 @@ void Daemon::stop_removed(const Prepared& prepared) {
     if (prepared.contains(name) || !slot.running) continue;
     slot.running.reset();
     log_.info("conn " + name + " down: no longer in the configuration");
+    api_->publish({{"event", "conn-down"}, {"conn", name}});
   }
 }
 
@@ -244,6 +257,7 @@ std::unique_ptr<RunningConn> Daemon::make(const Conn& conn, const Globals& globa
 void Daemon::start(const Conn& conn, PreparedConn prepared, DeviceLease hold, const Conn* before,
                    Clock::time_point until) {
   Slot& slot = conns_.at(conn.name);
+  if (slot.down) return;
   try {
     slot.running = make(conn, config_.globals, std::move(prepared), until);
   } catch (const std::exception& e) {
@@ -278,12 +292,57 @@ void Daemon::note_fixed(const Globals& next) const {
   note("control", next.control != now.control);
 }
 
+// ------------------------------------------------------------------------------ control socket
+
+void Daemon::add_operations() {
+  control_->on("conn-up", [this](const nlohmann::json& request) { return conn_up(request); });
+  control_->on("conn-down", [this](const nlohmann::json& request) { return conn_down(request); });
+}
+
+const Conn& Daemon::conn_of(const nlohmann::json& request) const {
+  Fields fields(request);
+  const std::string name = fields.text("name").value_or("");
+  fields.done();
+  const auto found = std::find_if(config_.conns.begin(), config_.conns.end(),
+                                  [&](const Conn& conn) { return conn.name == name; });
+  if (found != config_.conns.end()) return *found;
+  std::string known;
+  for (const Conn& conn : config_.conns) known.append(known.empty() ? "" : ", ").append(conn.name);
+  throw std::invalid_argument("there is no conn '" + name + "'; the configuration has " +
+                              (known.empty() ? "none" : known));
+}
+
+nlohmann::json Daemon::conn_up(const nlohmann::json& request) {
+  const Conn& conn = conn_of(request);
+  Slot& slot = conns_.at(conn.name);
+  if (slot.running && slot.device_gone) slot.running.reset();
+  if (slot.running) return {{"changed", false}};
+  PreparedConn prepared = prepare(conn, config_.globals, netlink_, slot.reqid);
+  slot.running = make(conn, config_.globals, std::move(prepared), Clock::now());
+  slot.down = slot.device_gone = false;
+  log_up(*slot.running);
+  return {{"changed", true}};
+}
+
+nlohmann::json Daemon::conn_down(const nlohmann::json& request) {
+  const Conn& conn = conn_of(request);
+  Slot& slot = conns_.at(conn.name);
+  const bool was_up = slot.running != nullptr;
+  slot.running.reset();
+  slot.down = true;
+  slot.failed_at = Clock::now();
+  if (!was_up) return {{"changed", false}};
+  log_.info("conn " + conn.name + " down: by the control socket");
+  api_->publish({{"event", "conn-down"}, {"conn", conn.name}});
+  return {{"changed", true}};
+}
+
 // --------------------------------------------------------------------------------------- loop
 
 void Daemon::run(const ifaces::UniqueFd& signals) {
   const ifaces::UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll) fail("epoll_create1");
-  for (const int fd : {signals.get(), control_->fd()}) {
+  for (const int fd : {signals.get(), control_->fd(), dataplane_->event_fd()}) {
     epoll_event event{};
     event.events = EPOLLIN;
     event.data.fd = fd;
@@ -291,13 +350,16 @@ void Daemon::run(const ifaces::UniqueFd& signals) {
   }
   for (;;) {
     const auto wait = std::chrono::ceil<milliseconds>(turn(Clock::now()) - Clock::now());
-    std::array<epoll_event, 2> events{};
+    std::array<epoll_event, 3> events{};
     const int count = ::epoll_wait(epoll.get(), events.data(), static_cast<int>(events.size()),
                                    static_cast<int>(std::max<std::int64_t>(wait.count(), 0)));
     if (count < 0 && errno != EINTR) fail("epoll_wait");
     for (int i = 0; i < count; ++i) {
-      if (events[static_cast<std::size_t>(i)].data.fd == control_->fd())
+      const int fd = events[static_cast<std::size_t>(i)].data.fd;
+      if (fd == control_->fd())
         control_->serve();
+      else if (fd == dataplane_->event_fd())
+        api_->take_events();
       else if (!follow_signals(signals))
         return;
     }
@@ -353,6 +415,10 @@ Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
     watch_at_ = now + kWatch;
   }
   next = std::min(next, watch_at_);
+  if (const auto expiry = dataplane_->next_expiry()) {
+    if (now >= *expiry) api_->take_events();
+    next = std::min(next, dataplane_->next_expiry().value_or(next));
+  }
   if (const auto deadline = control_->deadline()) {
     if (now >= *deadline) control_->serve();
     next = std::min(next, control_->deadline().value_or(next));

@@ -18,6 +18,7 @@
 #include "ifaces/netlink.h"
 #include "ifaces/unique_fd.h"
 #include "tools/config.h"
+#include "tools/control_api.h"
 #include "tools/control_server.h"
 #include "tools/device_pool.h"
 #include "tools/log.h"
@@ -27,7 +28,7 @@ namespace espalier::tools {
 
 // What the command line says; what it leaves open the file decides.
 struct DaemonOptions {
-  std::filesystem::path config;
+  std::filesystem::path config;  // empty: none, all comes over the control socket
   std::optional<std::string> io, crypto, log;
   std::optional<unsigned> workers;  // 0: auto
   std::optional<OffloadChoice> offloads;
@@ -64,6 +65,7 @@ class Daemon {
     std::string error;
     Clock::time_point failed_at;
     bool device_gone = false;
+    bool down = false;  // by conn-down: stays so until conn-up
   };
   using Prepared = std::map<std::string, PreparedConn>;
 
@@ -82,7 +84,12 @@ class Daemon {
   void start(const Conn& conn, PreparedConn prepared, DeviceLease hold, const Conn* before,
              Clock::time_point until);
   void note_fixed(const Globals& next) const;
-  void log_up(const RunningConn& conn) const;
+  void add_operations();
+  // By its name; throws std::invalid_argument, which names those that are there.
+  [[nodiscard]] const Conn& conn_of(const nlohmann::json& request) const;
+  nlohmann::json conn_up(const nlohmann::json& request);
+  nlohmann::json conn_down(const nlohmann::json& request);
+  void log_up(const RunningConn& conn);
 
   // Tells once of each device that somebody else has deleted; the next reload makes it again.
   void watch_devices();
@@ -101,6 +108,7 @@ class Daemon {
   std::optional<dataplane::Dataplane> dataplane_;
   std::optional<DevicePool> devices_;
   std::optional<Site> site_;
+  std::optional<ControlApi> api_;
   std::map<std::string, Slot> conns_;  // by name; those of config_
   std::uint32_t next_reqid_;
   Clock::time_point look_at_, keepalive_at_, watch_at_;

@@ -51,7 +51,7 @@ void prepare_ipv6(const std::string& device, Ipv6Use use, Ipv6Use before) {
 
 bool same_device(const dataplane::DeviceSpec& a, const dataplane::DeviceSpec& b) {
   return a.name == b.name && a.ikey == b.ikey && a.okey == b.okey && a.local == b.local &&
-         a.remote == b.remote;
+         a.remote == b.remote && a.if_id == b.if_id;
 }
 
 DeviceLease& DeviceLease::operator=(DeviceLease&& other) noexcept {
@@ -125,6 +125,21 @@ DeviceLease DevicePool::lease(const dataplane::DeviceSpec& spec, unsigned mtu,
   }
   netlink_.set_link(spec.name, {*device.mtus.begin(), true, true});
   return out;
+}
+
+unsigned DevicePool::users(const std::string& device) const noexcept {
+  const auto found = devices_.find(device);
+  return found == devices_.end() ? 0 : found->second.users;
+}
+
+const dataplane::DeviceSpec* DevicePool::spec(const std::string& device) const noexcept {
+  const auto found = devices_.find(device);
+  return found == devices_.end() ? nullptr : &found->second.spec;
+}
+
+unsigned DevicePool::mtu(const std::string& device) const noexcept {
+  const auto found = devices_.find(device);
+  return found == devices_.end() || found->second.mtus.empty() ? 0 : *found->second.mtus.begin();
 }
 
 DevicePool::Device& DevicePool::create(const dataplane::DeviceSpec& spec, Ipv6Use ipv6) {

@@ -69,6 +69,12 @@ class DevicePool {
   [[nodiscard]] DeviceLease lease(const dataplane::DeviceSpec& spec, unsigned mtu,
                                   const std::vector<ifaces::Prefix>& addresses, Ipv6Use ipv6);
 
+  // How many leases a device has; 0: it is none of ours.
+  [[nodiscard]] unsigned users(const std::string& device) const noexcept;
+  // Null, 0: likewise.
+  [[nodiscard]] const dataplane::DeviceSpec* spec(const std::string& device) const noexcept;
+  [[nodiscard]] unsigned mtu(const std::string& device) const noexcept;
+
  private:
   friend class DeviceLease;
   struct Device {

@@ -27,15 +27,17 @@ constexpr std::array<std::string_view, 4> kBackends = {"auto", "ipsec-mb", "open
 constexpr std::array<std::string_view, 4> kLevels = {"error", "warning", "info", "debug"};
 
 constexpr Usage kUsage{
-    "espalierd --config FILE [OPTIONS]",
+    "espalierd [--config FILE] [OPTIONS]",
     "Runs the conns of FILE until SIGTERM or SIGINT; SIGHUP reads FILE again, and leaves alone\n"
-    "what is the same in it. Options win over the file.",
+    "what is the same in it. Options win over the file. Without FILE nothing is there until it "
+    "comes\n"
+    "over the control socket (espalier sa, policy, vti).",
     "espalierd --config /etc/espalier/espalier.conf --log debug"};
 
 po::options_description option_table() {
   const auto text = [] { return po::value<std::string>(); };
   po::options_description options("options");
-  options.add_options()("config", text()->required(), "the configuration file")(
+  options.add_options()("config", text(), "the configuration file")(
       "io", text(), "engine: auto, io_uring or epoll")(
       "crypto", text(), "backend: auto, ipsec-mb, openssl or sodium")(
       "workers", text(), "threads that move packets, or auto")(
@@ -67,7 +69,7 @@ std::optional<DaemonOptions> parse(const std::vector<std::string>& words) {
   const auto values = parse_words(words, kUsage, option_table());
   if (!values) return std::nullopt;
   DaemonOptions out;
-  out.config = (*values)["config"].as<std::string>();
+  if (values->count("config") != 0) out.config = (*values)["config"].as<std::string>();
   out.io = value_of(*values, "io", [](auto v) { return parse_word(v, kEngines); });
   out.crypto = value_of(*values, "crypto", [](auto v) { return parse_word(v, kBackends); });
   out.log = value_of(*values, "log", [](auto v) { return parse_word(v, kLevels); });

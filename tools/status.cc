@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string_view>
 
+#include "tools/json_text.h"
 #include "tools/log.h"
 
 namespace espalier::tools {
@@ -68,54 +69,6 @@ json conn_json(const ConnStatus& c, Clock::time_point now) {
   return out;
 }
 
-json device_json(const dataplane::DeviceStatus& d) {
-  return {{"name", d.name},         {"ikey", d.ikey},
-          {"okey", d.okey},         {"rx_packets", d.rx.packets},
-          {"rx_bytes", d.rx.bytes}, {"tx_packets", d.tx.packets},
-          {"tx_bytes", d.tx.bytes}, {"tx_no_sa", d.tx_no_sa}};
-}
-
-json sa_json(const dataplane::SaStatus& s, Clock::time_point now) {
-  const bool in = s.direction == dataplane::Direction::in;
-  json out = {{"conn", s.name},
-              {"direction", in ? "in" : "out"},
-              {"spi", hex(static_cast<std::uint32_t>(s.spi))},
-              {"reqid", s.reqid},
-              {"encapsulation", name(s.encapsulation)},
-              {"local", s.local.str()},
-              {"peer", s.peer.str()},
-              {"suite", crypto::info(s.suite).name},
-              {"backend", s.backend},
-              {"esn", s.esn},
-              {"packets", s.traffic.packets},
-              {"bytes", s.traffic.bytes},
-              {"seq", s.seq},
-              {"last_packet_s", nullptr},
-              {"drops", drops_json(s.drops, false)}};
-  if (in) out["window"] = s.window_bits;
-  if (!in) out["seq_limit"] = s.seq_limit;
-  if (s.last_packet) out["last_packet_s"] = seconds_between(*s.last_packet, now);
-  return out;
-}
-
-// Members of a reply that may hold anything.
-std::string text_of(const json& object, const char* key) {
-  const auto member = object.find(key);
-  if (member == object.end()) return {};
-  if (member->is_string()) return printable(member->get_ref<const std::string&>());
-  return member->is_number_unsigned() ? std::to_string(member->get<std::uint64_t>()) : "";
-}
-
-std::uint64_t count_of(const json& object, const char* key) {
-  const auto member = object.find(key);
-  return member != object.end() && member->is_number_unsigned() ? member->get<std::uint64_t>() : 0;
-}
-
-double seconds_of(const json& object, const char* key) {
-  const auto member = object.find(key);
-  return member != object.end() && member->is_number() ? member->get<double>() : -1;
-}
-
 // The objects of an array; nothing if it is none.
 std::vector<json> objects_of(const json& object, const char* key) {
   std::vector<json> out;
@@ -139,19 +92,6 @@ std::string list_of(const json& object, const char* key) {
 std::string traffic_text(std::uint64_t bytes, std::uint64_t packets) {
   return human_bytes(bytes) + " in " + human_count(packets) +
          (packets == 1 ? " packet" : " packets");
-}
-
-// "late 3, integrity 1": what is not zero, in the order of the path. Empty if nothing was dropped.
-std::string drops_text(const json& object) {
-  std::string out;
-  const auto drops = object.find("drops");
-  if (drops == object.end() || !drops->is_object()) return out;
-  for (const dataplane::DropInfo& drop : dataplane::kDropInfo) {
-    const std::uint64_t count = count_of(*drops, std::string(drop.name).c_str());
-    if (count != 0)
-      out.append(out.empty() ? "" : ", ").append(drop.name).append(" " + human_count(count));
-  }
-  return out;
 }
 
 std::string sa_text(const json& sa) {
@@ -232,6 +172,36 @@ std::string daemon_text(const json& daemon) {
 
 }  // namespace
 
+json device_json(const dataplane::DeviceStatus& d) {
+  return {{"name", d.name},         {"ikey", d.ikey},
+          {"okey", d.okey},         {"rx_packets", d.rx.packets},
+          {"rx_bytes", d.rx.bytes}, {"tx_packets", d.tx.packets},
+          {"tx_bytes", d.tx.bytes}, {"tx_no_sa", d.tx_no_sa}};
+}
+
+json sa_json(const dataplane::SaStatus& s, Clock::time_point now) {
+  const bool in = s.direction == dataplane::Direction::in;
+  json out = {{"conn", s.name},
+              {"direction", in ? "in" : "out"},
+              {"spi", hex(static_cast<std::uint32_t>(s.spi))},
+              {"reqid", s.reqid},
+              {"encapsulation", name(s.encapsulation)},
+              {"local", s.local.str()},
+              {"peer", s.peer.str()},
+              {"suite", crypto::info(s.suite).name},
+              {"backend", s.backend},
+              {"esn", s.esn},
+              {"packets", s.traffic.packets},
+              {"bytes", s.traffic.bytes},
+              {"seq", s.seq},
+              {"last_packet_s", nullptr},
+              {"drops", drops_json(s.drops, false)}};
+  if (in) out["window"] = s.window_bits;
+  if (!in) out["seq_limit"] = s.seq_limit;
+  if (s.last_packet) out["last_packet_s"] = seconds_between(*s.last_packet, now);
+  return out;
+}
+
 json status_json(const DaemonStatus& status, Clock::time_point now) {
   json crypto = json::array();
   for (const crypto::BackendReport& report : status.crypto)
@@ -247,6 +217,7 @@ json status_json(const DaemonStatus& status, Clock::time_point now) {
               {"conns", json::array()},
               {"devices", json::array()},
               {"sas", json::array()},
+              {"sa_count", status.sa_count},
               {"drops", drops_json(status.drops, true)}};
   for (const ConnStatus& conn : status.conns) out["conns"].push_back(conn_json(conn, now));
   for (const auto& device : status.devices) out["devices"].push_back(device_json(device));

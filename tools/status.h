@@ -38,9 +38,14 @@ struct DaemonStatus {
   std::chrono::steady_clock::time_point started;
   std::vector<ConnStatus> conns;
   std::vector<dataplane::DeviceStatus> devices;
-  std::vector<dataplane::SaStatus> sas;
+  std::vector<dataplane::SaStatus> sas;  // the first ones
+  std::size_t sa_count = 0;
   std::array<std::uint64_t, dataplane::kDropCount> drops{};
 };
+
+[[nodiscard]] nlohmann::json sa_json(const dataplane::SaStatus& s,
+                                     std::chrono::steady_clock::time_point now);
+[[nodiscard]] nlohmann::json device_json(const dataplane::DeviceStatus& d);
 
 // The reply to {"op":"status"}: see tools/README.md for its members.
 [[nodiscard]] nlohmann::json status_json(const DaemonStatus& status,

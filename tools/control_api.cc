@@ -1,0 +1,211 @@
+#include "tools/control_api.h"
+
+#include <array>
+#include <memory>
+#include <utility>
+
+#include "tools/config_values.h"
+#include "tools/status.h"
+
+namespace espalier::tools {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kPage = 500;     // entries in a reply of a list, unless it asks for less
+constexpr std::size_t kMaxIds = 1000;  // in a reply; a larger batch gets none
+constexpr std::size_t kMaxQueued = std::size_t{1} << 18;
+
+std::size_t page_size(Fields& fields) {
+  return fields.number("limit", 1, kPage).value_or(kPage);
+}
+
+std::uint32_t page_start(Fields& fields) {
+  return static_cast<std::uint32_t>(fields.number("after", 0, 0xffffffff).value_or(0));
+}
+
+// What `next` of a page says: the id to go on behind, if there may be more.
+json next_of(std::size_t count, std::size_t asked, std::uint32_t last) {
+  return count < asked ? json(nullptr) : json(last);
+}
+
+json vti_json(const dataplane::DeviceStatus& device, const DevicePool& pool, bool ours) {
+  json out = device_json(device);
+  const dataplane::DeviceSpec* const spec = pool.spec(device.name);
+  if (spec == nullptr) return out;
+  const auto text = [](const ifaces::IpAddress& a) { return a.is_any() ? "any" : a.str(); };
+  out["local"] = text(spec->local);
+  out["remote"] = text(spec->remote);
+  out["if_id"] = spec->if_id;
+  out["mtu"] = pool.mtu(device.name);
+  out["users"] = pool.users(device.name);
+  out["from"] = ours ? "control" : "config";
+  return out;
+}
+
+}  // namespace
+
+ControlApi::ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, DevicePool& devices,
+                       ifaces::Netlink& netlink)
+    : server_(server),
+      dataplane_(dataplane),
+      devices_(devices),
+      installed_(dataplane, devices, netlink) {
+  for (const char* const op :
+       {"sa-add", "sa-update", "sa-delete", "policy-add", "policy-delete", "vti-add", "vti-delete"})
+    server.on_session(op, [this](const ControlRequest& r) { return change(r); });
+  server.on_session("batch", [this](const ControlRequest& r) { return batch(r); });
+  server.on("sa-get", [this](const json& r) { return sa_get(r); });
+  server.on("sa-list", [this](const json& r) { return sa_list(r); });
+  server.on("sa-count", [this](const json& r) {
+    Fields(r).done();
+    return json{{"count", dataplane_.sa_count()}};
+  });
+  server.on("policy-list", [this](const json& r) { return policy_list(r); });
+  server.on("vti-list", [this](const json& r) { return vti_list(r); });
+  server.on("flush", [this](const json& r) { return flush(r); });
+  server.on_session("subscribe", [](const ControlRequest& r) {
+    Fields(r.body).done();
+    r.session.listening = true;
+    return json::object();
+  });
+}
+
+json ControlApi::change(const ControlRequest& request) {
+  std::vector<Change> changes;
+  changes.push_back(installed_.parse(request.body, request.keys));
+  const Installed::Outcome outcome = installed_.apply(std::move(changes));
+  json reply = json::object();
+  if (!outcome.ids.empty() && outcome.ids.front() != 0) reply["id"] = outcome.ids.front();
+  return reply;
+}
+
+void ControlApi::queue(Pending& pending, const json& ops,
+                       std::span<const crypto::SecretBytes> keys) {
+  for (const json& op : ops) {
+    if (*queued_ == kMaxQueued)
+      throw Refusal("a batch is at most " + std::to_string(kMaxQueued) +
+                        " operations, and so are all that wait; send several",
+                    {{"index", pending.changes.size()}});
+    try {
+      pending.changes.push_back(installed_.parse(op, keys));
+    } catch (const std::exception& e) {
+      throw Refusal(e.what(), {{"index", pending.changes.size()}});
+    }
+    ++*queued_;
+  }
+}
+
+json ControlApi::batch(const ControlRequest& request) {
+  // What the client has sent behind a batch that fails may be the rest of it: nothing of that is
+  // to be done, so an error ends the connection.
+  request.session.hang_up = true;
+  Fields fields(request.body);
+  const bool more = fields.flag("more").value_or(false);
+  const json* const ops = fields.find("ops");
+  if (ops == nullptr || !ops->is_array()) fields.refuse("ops", "write a list of operations");
+  fields.done();
+  if (!request.session.state) request.session.state = std::make_shared<Pending>(queued_);
+  Pending& pending = *static_cast<Pending*>(request.session.state.get());
+  queue(pending, *ops, request.keys);
+  if (more) {
+    request.session.hang_up = false;
+    return {{"queued", pending.changes.size()}};
+  }
+  *queued_ -= pending.changes.size();
+  const Installed::Outcome outcome =
+      installed_.apply(std::exchange(pending.changes, std::vector<Change>()));
+  request.session.state.reset();
+  request.session.hang_up = false;
+  json reply = {
+      {"added", outcome.added}, {"updated", outcome.updated}, {"deleted", outcome.deleted}};
+  if (outcome.ids.size() <= kMaxIds) reply["ids"] = outcome.ids;
+  return reply;
+}
+
+json ControlApi::sa_get(const json& request) const {
+  Fields fields(request);
+  const dataplane::SaId id = installed_.find_sa(fields);
+  fields.done();
+  const auto status = dataplane_.sa(id);
+  if (!status) fields.refuse("id", "there is no such SA any more");
+  return {{"sa", sa_json(*status, installed_.spec(id), Clock::now())}};
+}
+
+json ControlApi::sa_list(const json& request) const {
+  Fields fields(request);
+  const std::size_t limit = page_size(fields);
+  const dataplane::SaId after{page_start(fields)};
+  fields.done();
+  const auto page = dataplane_.sas(after, limit);
+  json list = json::array();
+  const Clock::time_point now = Clock::now();
+  for (const dataplane::SaStatus& sa : page)
+    list.push_back(sa_json(sa, installed_.spec(sa.id), now));
+  return {{"sas", std::move(list)},
+          {"next", next_of(page.size(), limit,
+                           page.empty() ? 0 : static_cast<std::uint32_t>(page.back().id))}};
+}
+
+json ControlApi::policy_list(const json& request) const {
+  Fields fields(request);
+  const std::size_t limit = page_size(fields);
+  const dataplane::PolicyId after{page_start(fields)};
+  fields.done();
+  const auto page = dataplane_.policies(after, limit);
+  json list = json::array();
+  for (const dataplane::PolicyStatus& policy : page) {
+    list.push_back(policy_json(policy));
+    list.back()["from"] = installed_.owns(policy.id) ? "control" : "config";
+  }
+  return {{"policies", std::move(list)},
+          {"next", next_of(page.size(), limit,
+                           page.empty() ? 0 : static_cast<std::uint32_t>(page.back().id))}};
+}
+
+json ControlApi::vti_list(const json& request) const {
+  Fields(request).done();
+  json list = json::array();
+  for (const dataplane::DeviceStatus& device : dataplane_.devices())
+    list.push_back(vti_json(device, devices_, installed_.owns(device.name)));
+  return {{"vtis", std::move(list)}};
+}
+
+json ControlApi::flush(const json& request) {
+  constexpr std::array<std::string_view, 4> kWhat = {"sa", "policy", "vti", "all"};
+  Fields fields(request);
+  const auto what = fields.word("what", kWhat);
+  if (!what) fields.refuse("what", "is missing; write sa, policy, vti or all");
+  fields.done();
+  json reply = json::object();
+  // Policies first: what has none any more is dropped, not sent by another SA.
+  for (const FlushKind kind : {FlushKind::policy, FlushKind::sa, FlushKind::vti}) {
+    const auto place = static_cast<std::size_t>(kind);
+    if (*what != kWhat.size() - 1 && *what != place) continue;
+    reply[std::string(kWhat[place])] = installed_.flush(kind);
+  }
+  return reply;
+}
+
+void ControlApi::publish(json event) {
+  if (!server_.has_listeners()) return;
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  event["time"] = std::chrono::duration<double>(now).count();
+  server_.publish(std::move(event));
+}
+
+void ControlApi::take_events() {
+  const auto now = Clock::now();
+  const auto day = std::chrono::system_clock::now();
+  for (const dataplane::Event& event : dataplane_.take_events()) {
+    if (server_.has_listeners()) {
+      const auto age =
+          std::chrono::duration_cast<std::chrono::system_clock::duration>(now - event.when);
+      server_.publish(event_json(event, day - age));
+    }
+    if (event.kind == dataplane::EventKind::hard_expire) installed_.expired(event.sa);
+  }
+}
+
+}  // namespace espalier::tools

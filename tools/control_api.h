@@ -1,0 +1,61 @@
+// The operations of the control socket that look at and change what runs: SAs, policies, devices,
+// batches and events. tools/CONTROL.md describes them.
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
+
+#include "dataplane/dataplane.h"
+#include "tools/control_server.h"
+#include "tools/installed.h"
+
+namespace espalier::tools {
+
+class ControlApi {
+ public:
+  // Adds its operations to `server`. All of these outlive it.
+  ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, DevicePool& devices,
+             ifaces::Netlink& netlink);
+  ControlApi(const ControlApi&) = delete;
+  ControlApi& operator=(const ControlApi&) = delete;
+
+  // Tells those who listen, and removes what has expired.
+  void take_events();
+  void publish(nlohmann::json event);
+
+ private:
+  // Operations of a batch that is not complete, on one connection.
+  struct Pending {
+    explicit Pending(std::shared_ptr<std::size_t> total_queued) : total(std::move(total_queued)) {}
+    Pending(const Pending&) = delete;
+    Pending& operator=(const Pending&) = delete;
+    ~Pending() { *total -= changes.size(); }
+    std::shared_ptr<std::size_t> total;  // the connection may outlive the ControlApi
+    std::vector<Change> changes;
+  };
+
+  nlohmann::json change(const ControlRequest& request);
+  nlohmann::json batch(const ControlRequest& request);
+  void queue(Pending& pending, const nlohmann::json& ops,
+             std::span<const crypto::SecretBytes> keys);
+  [[nodiscard]] nlohmann::json sa_get(const nlohmann::json& request) const;
+  [[nodiscard]] nlohmann::json sa_list(const nlohmann::json& request) const;
+  [[nodiscard]] nlohmann::json policy_list(const nlohmann::json& request) const;
+  [[nodiscard]] nlohmann::json vti_list(const nlohmann::json& request) const;
+  nlohmann::json flush(const nlohmann::json& request);
+
+  ControlServer& server_;
+  dataplane::Dataplane& dataplane_;
+  DevicePool& devices_;
+  Installed installed_;
+  // Operations of all batches that are not complete.
+  std::shared_ptr<std::size_t> queued_ = std::make_shared<std::size_t>(0);
+};
+
+}  // namespace espalier::tools
