@@ -4,16 +4,20 @@
                                                     vec0                        vec1
 """
 
-import dataclasses
+import contextlib
+import hashlib
 import os
 import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "netns"))
 
-from lab import sites  # noqa: E402
+from lab import sites, traffic  # noqa: E402
 from lab.keyfile import read_keys  # noqa: E402
 from lab.uml import Uml, require_uml  # noqa: E402
+from lab.wait import until  # noqa: E402
+
+from kernel_suites import SUITE  # noqa: E402
 
 REQID = 7
 WINDOW = 1024
@@ -35,25 +39,13 @@ if os.fork() == 0:
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """A suite by our name and the kernel's. `icv`: in bits."""
-
-    esp: str
-    aead: str
-    icv: int
-
-    def words(self, keys, direction):
-        keymat = getattr(keys, f"keymat_{direction}").hex()
-        return f"aead '{self.aead}' 0x{keymat} {self.icv}"
-
-
-SUITES = [Suite(f"aes_gcm{bits}", "rfc4106(gcm(aes))", 128) for bits in (128, 192, 256)]
-
-
-def suite(name):
-    (found,) = [suite for suite in SUITES if suite.esp == name]
-    return found
+def set_numbers(state, next_out, received):
+    """Moves the sequence numbers of keys that were never used."""
+    with open(state, encoding="ascii") as file:
+        text = file.read()
+    text = text[: text.index("next ")] + f"next {next_out}\nreceived {received}\n"
+    with open(state, "w", encoding="ascii") as file:
+        file.write(f"{text}check {hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 class KernelSites(sites.Sites):
@@ -94,53 +86,93 @@ class KernelSites(sites.Sites):
                 self.kernel.close()
             super().__exit__(kind, *rest)
 
-    def configure(self, esp="aes_gcm256", lines=None, **changed):
-        """Fresh keys and our configuration, with `lines` added: a dict of options."""
+    def configure(self, esp, lines=None, next_out=1, received=0, **changed):
+        """Fresh keys and our configuration, with `lines` added: a dict of options. `next_out` and
+        `received`: where the sequence numbers are."""
         self.number += 1
         made = self.keygen(out=f"keys{self.number}", esp=esp, **changed)
         config = os.path.join(made, "left", "espalier.conf")
         sites.add_options(config, **lines or {})
         self.keys = read_keys(os.path.join(made, "right", f"{sites.CONN}.keys"))
+        set_numbers(os.path.join(made, "left", f"{sites.CONN}.state"), next_out, received)
         return config
 
-    def states(self, chosen, esn, more_in="", more_out="", window=WINDOW, mark=""):
+    def states(self, suite, esn, more="", more_in="", more_out="", window=WINDOW):
         """Both of the kernel's SAs, in the words of `ip`."""
-        flags = "flag af-unspec" + (" esn" if esn else "")
+        flags = "flag af-unspec" + (" flag esn" if esn else "")
         encap = "encap espinudp 4500 4500 0.0.0.0" if self.options.encap == "udp" else ""
-        common = f"mode tunnel replay-window {window} {flags} {mark}"
-        for source, destination, spi, direction, more in (
+        for source, destination, spi, direction, own in (
             (self.left, self.right, self.keys.spi_in, "in", more_in),
             (self.right, self.left, self.keys.spi_out, "out", more_out),
         ):
             yield (
                 f"xfrm state add src {source} dst {destination} proto esp spi {spi:#x} reqid {REQID}"
-                f" {common} {more} {chosen.words(self.keys, direction)} {encap}"
+                f" mode tunnel replay-window {window} {flags} {more} {own}"
+                f" {suite.words(self.keys, direction)} {encap}"
             )
 
-    def policies(self, left=sites.LEFT_SUBNETS, right=sites.RIGHT_SUBNETS, mark="",
-                 directions=("out", "in", "fwd")):
+    def policies(self, left=sites.LEFT_SUBNETS, right=sites.RIGHT_SUBNETS, mark_in="", mark_out=""):
         for here in right.split(","):
             for there in left.split(","):
                 if (":" in here) != (":" in there):
                     continue
-                for direction in directions:
-                    ends = (here, there) if direction == "out" else (there, here)
-                    tunnel = (self.right, self.left)
-                    tunnel = tunnel if direction == "out" else tunnel[::-1]
+                tunnel = f"proto esp reqid {REQID} mode tunnel"
+                yield (
+                    f"xfrm policy add src {here} dst {there} dir out {mark_out}"
+                    f" tmpl src {self.right} dst {self.left} {tunnel}"
+                )
+                for direction in ("in", "fwd"):
                     yield (
-                        f"xfrm policy add src {ends[0]} dst {ends[1]} dir {direction} {mark}"
-                        f" tmpl src {tunnel[0]} dst {tunnel[1]} proto esp reqid {REQID} mode tunnel"
+                        f"xfrm policy add src {there} dst {here} dir {direction} {mark_in}"
+                        f" tmpl src {self.left} dst {self.right} {tunnel}"
                     )
 
-    def routes(self, device=None):
-        """To the hosts behind gateway A: into a device of the kernel's, or past its policies."""
+    def routes(self, device="vec0"):
+        """To the networks behind gateway A. XFRM takes what its policies want on the way."""
         for subnet in sites.LEFT_SUBNETS.split(","):
-            via = self.left if (":" in subnet) == (":" in self.left) else None
-            target = f"dev {device}" if device else f"via {via}" if via else "dev vec0"
-            yield f"route replace {subnet} {target}"
+            yield f"route replace {subnet} dev {device}"
 
-    def forget(self):
+    @contextlib.contextmanager
+    def tunnel(self, esp="aes_gcm256", esn=True, lines=None, kernel=None, states=None, **ours):
+        """A tunnel between espalierd and the kernel's policies, up inside the block. `kernel`: what
+        to set up there in the place of policies and routes; `states`: arguments of states()."""
+        config = self.configure(esp, {"esn": "yes" if esn else "no", **(lines or {})}, **ours)
+        setup = kernel if kernel is not None else [*self.policies(), *self.routes()]
+        self.kernel.batch([*self.states(SUITE[esp], esn, **(states or {})), *setup])
+        self.errors_before = self.xfrm_errors()
+        self.a = self.daemon(self.gw_a, config).start()
+        self.a.take_baseline()
+        yield
+        self.a.stop()
         self.kernel.shell("ip xfrm state flush; ip xfrm policy flush")
+
+    def all_traffic(self):
+        """Everything between the two hosts, there and back. Every padding length of a 16-byte block,
+        and every size up to the largest that our device takes."""
+        mtu = self.gw_a.mtu("vti01")
+        for family, headers in (("v4", 28), ("v6", 48)):
+            here, there = sites.PC_A[family], sites.PC_B[family]
+            largest = mtu - headers
+            sizes = [*range(1, 34), 511, 512, 1000, *range(largest - 16, largest + 1)]
+            traffic.udp_sizes(self.pc_a, self.pc_b, here, there, sizes)
+            traffic.ping(self.pc_b, here, size=1200)
+            traffic.tcp(self.pc_a, self.pc_b, there, 100_001)
+
+    def both_agree(self):
+        """Nothing was dropped, and the two ends have counted the same packets and inner bytes."""
+        def counts():
+            ours = {way: self.a.sa(way) for way in ("in", "out")}
+            theirs = self.sa_counts()
+            return (
+                (ours["out"]["packets"], ours["out"]["bytes"], ours["in"]["packets"]),
+                (theirs["in"]["packets"], theirs["in"]["bytes"], theirs["out"]["packets"]),
+            )
+
+        until(lambda: len(set(counts())) == 1, f"{counts()}")
+        received = self.sa_counts()["in"]
+        assert (received["failed"], received["replay"], received["late"]) == (0, 0, 0), received
+        assert self.xfrm_errors() == self.errors_before, (self.errors_before, self.xfrm_errors())
+        assert not self.a.grown(), self.a.grown()
 
     def xfrm_errors(self):
         """The kernel's counters of what went wrong, those at zero left out."""

@@ -10,6 +10,8 @@ class Keys:
     spi_out: int
     keymat_in: bytes  # key, then salt
     keymat_out: bytes
+    auth_in: bytes  # of the HMAC, where the suite has one
+    auth_out: bytes
 
 
 def read_keys(name):
@@ -18,7 +20,7 @@ def read_keys(name):
     words = dict(tuple(map(str.strip, line.split("=", 1))) for line in lines if "=" in line)
 
     def hexadecimal(word):
-        return bytes.fromhex(words[word].removeprefix("0x"))
+        return bytes.fromhex(words.get(word, "").removeprefix("0x"))
 
     return Keys(
         words["suite"],
@@ -26,4 +28,6 @@ def read_keys(name):
         int(words["spi-out"], 0),
         hexadecimal("key-in") + hexadecimal("salt-in"),
         hexadecimal("key-out") + hexadecimal("salt-out"),
+        hexadecimal("auth-in"),
+        hexadecimal("auth-out"),
     )
