@@ -86,6 +86,10 @@ class KernelSites(sites.Sites):
                 self.kernel.close()
             super().__exit__(kind, *rest)
 
+    @property
+    def mac_of_right(self):
+        return self.kernel.ip("link show vec0").split("link/ether ")[1].split()[0]
+
     def configure(self, esp, lines=None, next_out=1, received=0, **changed):
         """Fresh keys and our configuration, with `lines` added: a dict of options. `next_out` and
         `received`: where the sequence numbers are."""

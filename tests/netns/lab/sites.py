@@ -164,6 +164,10 @@ class Sites:
         self.daemons.append(made)
         return made
 
+    @property
+    def mac_of_right(self):
+        return self.gw_b.mac("eth0")
+
     @contextlib.contextmanager
     def withheld(self):
         """What gateway A sends to gateway B inside the block crosses the wire, where a capture sees
@@ -173,7 +177,7 @@ class Sites:
         try:
             yield
         finally:
-            self.gw_a.ip(f"{neighbour} {self.gw_b.mac('eth0')}")
+            self.gw_a.ip(f"{neighbour} {self.mac_of_right}")
 
     def gateways(self, keys=None):
         """A daemon on each gateway, running, with `keys` or fresh ones."""
