@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,14 +18,16 @@ namespace {
 constexpr std::size_t kBatch = 64;
 constexpr std::array<std::size_t, 4> kSizes = {64, 512, 1420, 9000};
 
+// As on the wire: header, IV, text in whole blocks, ICV.
 struct Batch {
-  static constexpr std::size_t kHeader = 16;  // SPI, sequence number, IV: text begins behind it
-  static constexpr std::size_t kIcv = 16;
-
-  explicit Batch(std::size_t size) : memory(kBatch * (kHeader + size + kIcv)), ops(kBatch) {
+  Batch(const SuiteInfo& suite, std::size_t size) : ops(kBatch) {
+    const std::size_t before = kEspHeaderBytes + suite.iv;
+    const std::size_t text = (size + suite.align - 1) / suite.align * suite.align;
+    const std::size_t stride = before + text + suite.icv;
+    memory.resize(kBatch * stride);
     for (std::size_t i = 0; i < kBatch; ++i) {
-      std::uint8_t* text = &memory[i * (kHeader + size + kIcv) + kHeader];
-      ops[i] = {text, text + size, static_cast<std::uint32_t>(size), 8, false, {}, {}};
+      std::uint8_t* start = &memory[i * stride + before];
+      ops[i] = {start, start + text, static_cast<std::uint32_t>(text), 8, false, {}, {}};
       ops[i].nonce.back() = static_cast<std::uint8_t>(i);
     }
   }
@@ -34,7 +37,7 @@ struct Batch {
 };
 
 std::unique_ptr<AeadKey> any_key(const Backend& backend, Suite suite) {
-  return backend.expand(suite, std::vector<std::uint8_t>(info(suite).key, 0x42));
+  return backend.expand(suite, std::vector<std::uint8_t>(info(suite).keys(), 0x42));
 }
 
 void report(benchmark::State& state, std::size_t size) {
@@ -47,7 +50,7 @@ void report(benchmark::State& state, std::size_t size) {
 
 void seal(benchmark::State& state, const Backend& backend, Suite suite, std::size_t size) {
   const auto key = any_key(backend, suite);
-  Batch batch(size);
+  Batch batch(info(suite), size);
   for (auto _ : state) {
     key->seal(batch.ops);
     benchmark::ClobberMemory();
@@ -55,29 +58,32 @@ void seal(benchmark::State& state, const Backend& backend, Suite suite, std::siz
   report(state, size);
 }
 
-// An opened batch would be refused if it were opened again. Counter mode helps: sealing twice gives
-// the text t back, so t and its image are ciphertexts of each other. With the ICV of each, opening
-// goes to and fro between the two, and nothing else has to be done in the timed loop.
+// An opened batch would be refused if it were opened again, so each is sealed anew, untimed.
 void open(benchmark::State& state, const Backend& backend, Suite suite, std::size_t size) {
   const auto key = any_key(backend, suite);
-  Batch batch(size);
-  std::array<std::array<std::array<std::uint8_t, Batch::kIcv>, kBatch>, 2> icvs{};
-  for (auto& turn : icvs) {
-    key->seal(batch.ops);
-    for (std::size_t i = 0; i < kBatch; ++i)
-      std::copy_n(batch.ops[i].icv, Batch::kIcv, turn[i].begin());
-  }
-  std::size_t turn = 1;
+  Batch batch(info(suite), size);
   bool good = true;
   for (auto _ : state) {
-    for (std::size_t i = 0; i < kBatch; ++i) batch.ops[i].icv = icvs[turn][i].data();
+    key->seal(batch.ops);
+    const auto start = std::chrono::steady_clock::now();
     key->open(batch.ops);
     benchmark::ClobberMemory();
+    state.SetIterationTime(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     good = good && batch.ops.front().good && batch.ops.back().good;
-    turn ^= 1U;
   }
   if (!good) state.SkipWithError("a packet was refused");
   report(state, size);
+}
+
+// One of each family, and the key lengths of the commonest.
+bool is_shown(Suite suite) {
+  constexpr std::array kShown = {
+      Suite::aes_gcm128,       Suite::aes_gcm192,    Suite::aes_gcm256,    Suite::aes_gcm_8_256,
+      Suite::aes256_sha1,      Suite::aes128_sha256, Suite::aes256_sha256, Suite::aes256_sha384,
+      Suite::aes256_sha512,    Suite::aes_ccm_8_256, Suite::aes_gmac256,   Suite::null_sha256,
+      Suite::chacha20_poly1305};
+  return std::find(kShown.begin(), kShown.end(), suite) != kShown.end();
 }
 
 // The Backends outlive the benchmarks, which refer to them.
@@ -85,13 +91,14 @@ void register_all(const std::vector<std::unique_ptr<Backend>>& backends) {
   for (const auto& backend : backends)
     for (const SuiteInfo& s : suites())
       for (const std::size_t size : kSizes) {
-        if (!backend->supports(s.suite)) continue;
+        if (!backend->supports(s.suite) || !is_shown(s.suite)) continue;
         const std::string what = '/' + std::string(backend->name()) + '/' + std::string(s.name) +
                                  '/' + std::to_string(size);
         benchmark::RegisterBenchmark(("seal" + what).c_str(), seal, std::cref(*backend), s.suite,
                                      size);
         benchmark::RegisterBenchmark(("open" + what).c_str(), open, std::cref(*backend), s.suite,
-                                     size);
+                                     size)
+            ->UseManualTime();
       }
 }
 

@@ -33,7 +33,8 @@ constexpr seconds kWatch{5};
   throw std::system_error(errno, std::generic_category(), what);
 }
 
-// Which backend seals each suite: "ipsec-mb (VAES + AVX-512)" if it is one for all.
+// Which backend seals each suite: "ipsec-mb (VAES + AVX-512)" if it is one for all; of another the
+// suites that the first one lacks.
 std::string crypto_summary(const crypto::Registry& registry) {
   std::vector<std::pair<std::string, std::string>> used;  // backend, suites
   for (const crypto::SuiteInfo& suite : crypto::suites()) {
@@ -48,10 +49,11 @@ std::string crypto_summary(const crypto::Registry& registry) {
   }
   std::string out;
   for (const auto& [name, suites] : used) {
-    out.append(out.empty() ? "" : ", ").append(name);
+    const bool first = out.empty();
+    out.append(first ? "" : ", ").append(name);
     for (const crypto::BackendReport& report : registry.reports())
       if (report.name == name) out += " (" + report.detail + ")";
-    if (used.size() > 1) out += " for " + suites;
+    if (!first) out += " for " + suites;
   }
   return out;
 }
