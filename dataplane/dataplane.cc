@@ -1,5 +1,6 @@
 #include "dataplane/dataplane.h"
 
+#include <malloc.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -15,6 +16,14 @@
 
 namespace espalier::dataplane {
 namespace {
+
+// SAs and policies that go at once, from which on their memory is given back to the system.
+constexpr std::size_t kTrimFrom = 10000;
+
+template <class T>
+void free_all(std::vector<T>& retired) {
+  std::vector<T>().swap(retired);
+}
 
 std::string hex(Spi spi) {
   constexpr std::string_view digits = "0123456789abcdef";
@@ -196,12 +205,15 @@ void Dataplane::State::grace() {
   if (batches > 0) return;
   for (const auto& worker : workers) worker->call([](ifaces::Engine&) {});
   tables.reclaim();
-  old_policies.clear();
+  const std::size_t freed = old_policies.size() + old_outbound.size() + old_inbound.size();
+  free_all(old_policies);
   for (const auto& sa : old_outbound) release_socket(*sa->socket);
   for (const auto& sa : old_inbound) release_socket(*sa->socket);
-  old_outbound.clear();
-  old_inbound.clear();
-  old_limits.clear();
+  free_all(old_outbound);
+  free_all(old_inbound);
+  free_all(old_limits);
+  expiries.compact(tables.sa_count(), [this](const auto& due) { return holds(due); });
+  if (freed > kTrimFrom) ::malloc_trim(0);
 }
 
 void Dataplane::State::retire(std::unique_ptr<Policy> policy) {

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -80,6 +81,7 @@ class PtrIndex {
       if (slot == tombstone() || !(Traits::key(*node) == key)) continue;
       table->slots[i].store(tombstone(), std::memory_order_release);
       --size_;
+      if (table->mask > 32 * (size_ + 8)) shrink();
       return node;
     }
   }
@@ -120,6 +122,13 @@ class PtrIndex {
     while (table.slots[i].load(std::memory_order_relaxed) != 0) i = (i + 1) & table.mask;
     const Slot slot = reinterpret_cast<Slot>(node) | hash >> kPointerBits << kPointerBits;
     table.slots[i].store(slot, std::memory_order_release);
+  }
+
+  void shrink() noexcept {
+    try {
+      rebuild();
+    } catch (const std::bad_alloc&) {  // then it stays as large as it is
+    }
   }
 
   // Without the tombstones, at most a quarter full.

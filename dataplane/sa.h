@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "crypto/aead.h"
+#include "crypto/fingerprint.h"
 #include "dataplane/device.h"
 #include "dataplane/drop.h"
 #include "dataplane/event_queue.h"
@@ -41,6 +42,7 @@ struct SaCommon {
   // One key, or one for each worker where a key cannot be shared between threads.
   std::vector<std::unique_ptr<crypto::AeadKey>> keys;
   std::string_view backend;
+  crypto::Fingerprint key_name{};
   OuterSocket* socket = nullptr;
   std::shared_ptr<Peer> peer;  // never null; shared with the other direction
   std::string name;
@@ -96,6 +98,7 @@ struct InboundSa : SaCommon {
   ifaces::IpAddress local;
   bool follow_peer = false;
   std::atomic<const Binding*> binding{nullptr};
+  std::unique_ptr<const Binding> own_binding;  // control thread: what `binding` is
 
   // Taken twice a run of packets, not per packet: a GRO super-packet may bring a packet to a worker
   // whose SA it is not.

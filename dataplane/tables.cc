@@ -27,13 +27,20 @@ auto* find(const Map& map, Id id) {
   return it == map.end() ? nullptr : it->second.get();
 }
 
+template <class Id, class T>
+std::unique_ptr<T> extract(IdMap<Id, T>& map, typename IdMap<Id, T>::const_iterator it) {
+  return map.extract(it);
+}
+template <class Map>
+typename Map::mapped_type extract(Map& map, typename Map::iterator it) {
+  return std::move(map.extract(it).mapped());
+}
+
 template <class Map, class Id>
 typename Map::mapped_type take(Map& map, Id id) {
   const auto it = map.find(id);
   if (it == map.end()) return nullptr;
-  auto value = std::move(it->second);
-  map.erase(it);
-  return value;
+  return extract(map, it);
 }
 
 bool applies(const Policy& policy, const Device& device) {
@@ -81,7 +88,7 @@ std::vector<InboundSa*> Tables::inbound_after(SaId after, std::size_t count) con
 }
 
 bool Tables::has_key(std::span<const std::uint8_t> keymat) const {
-  return keys_.contains(crypto::fingerprint(keymat));
+  return keys_.find(crypto::fingerprint(keymat)) != nullptr;
 }
 
 std::shared_ptr<Peer> Tables::peer(std::uint32_t reqid) const {
@@ -129,8 +136,8 @@ std::unique_ptr<Policy> Tables::remove(PolicyId id) {
 }
 
 void Tables::add(std::unique_ptr<OutboundSa> sa, std::span<const std::uint8_t> keymat) {
-  key_of_[sa->id] = crypto::fingerprint(keymat);
-  keys_.insert(key_of_[sa->id]);
+  sa->key_name = crypto::fingerprint(keymat);
+  keys_.insert(sa.get());
   Group& g = group(sa->reqid);
   g.outbound.push_back(sa.get());
   outbound_.emplace(sa->id, std::move(sa));
@@ -138,8 +145,8 @@ void Tables::add(std::unique_ptr<OutboundSa> sa, std::span<const std::uint8_t> k
 }
 
 void Tables::add(std::unique_ptr<InboundSa> sa, std::span<const std::uint8_t> keymat) {
-  key_of_[sa->id] = crypto::fingerprint(keymat);
-  keys_.insert(key_of_[sa->id]);
+  sa->key_name = crypto::fingerprint(keymat);
+  keys_.insert(sa.get());
   Group& g = group(sa->reqid);
   InboundSa* raw = sa.get();
   g.inbound.push_back(raw);
@@ -151,8 +158,7 @@ void Tables::add(std::unique_ptr<InboundSa> sa, std::span<const std::uint8_t> ke
 std::unique_ptr<OutboundSa> Tables::remove_outbound(SaId id) {
   auto sa = take(outbound_, id);
   if (!sa) return nullptr;
-  keys_.erase(key_of_[id]);
-  key_of_.erase(id);
+  keys_.erase(sa->key_name);
   Group& g = group(sa->reqid);
   std::erase(g.outbound, sa.get());
   join(g);
@@ -164,21 +170,18 @@ std::unique_ptr<InboundSa> Tables::remove_inbound(SaId id) {
   auto sa = take(inbound_, id);
   if (!sa) return nullptr;
   sad_.erase(SadTraits::key(*sa));
-  keys_.erase(key_of_[id]);
-  key_of_.erase(id);
+  keys_.erase(sa->key_name);
   Group& g = group(sa->reqid);
   std::erase(g.inbound, sa.get());
   drop_if_empty(sa->reqid);
-  if (const auto it = bindings_.find(id); it != bindings_.end()) {
-    old_bindings_.push_back(std::move(it->second));
-    bindings_.erase(it);
-  }
   return sa;
 }
 
 void Tables::drop_if_empty(std::uint32_t reqid) {
   const Group& g = groups_[reqid];
-  if (g.policies.empty() && g.outbound.empty() && g.inbound.empty()) groups_.erase(reqid);
+  if (!g.policies.empty() || !g.outbound.empty() || !g.inbound.empty()) return;
+  groups_.erase(reqid);
+  if (groups_.bucket_count() > 16 * (groups_.size() + 16)) groups_.rehash(0);
 }
 
 void Tables::join(Group& g) {
@@ -189,9 +192,8 @@ void Tables::join(Group& g) {
   for (InboundSa* sa : g.inbound) {
     auto binding = bind(g, *sa);
     sa->binding.store(binding.get(), std::memory_order_release);
-    auto& owner = bindings_[sa->id];
-    if (owner) old_bindings_.push_back(std::move(owner));
-    owner = std::move(binding);
+    if (sa->own_binding) old_bindings_.push_back(std::move(sa->own_binding));
+    sa->own_binding = std::move(binding);
   }
 }
 
@@ -235,6 +237,7 @@ std::unique_ptr<const Binding> Tables::bind(const Group& g, const InboundSa& sa)
 
 void Tables::reclaim() noexcept {
   old_bindings_.clear();
+  keys_.reclaim();
   sad_.reclaim();
   for (const auto& entry : devices_) entry.second->policies.reclaim();
 }

@@ -3,9 +3,9 @@
 // something changes, so that the workers follow pointers.
 #pragma once
 
+#include <cstring>
 #include <map>
 #include <memory>
-#include <set>
 #include <span>
 #include <string_view>
 #include <unordered_map>
@@ -13,11 +13,24 @@
 
 #include "crypto/fingerprint.h"
 #include "dataplane/device.h"
+#include "dataplane/id_map.h"
 #include "dataplane/sa.h"
 #include "dataplane/sad.h"
 #include "dataplane/spd.h"
 
 namespace espalier::dataplane {
+
+// SAs by what they are keyed with: no two have the same key and salt. The same key with another
+// salt gives other nonces (RFC 4106 §4), and is the owner's business.
+struct KeyTraits {
+  using Key = crypto::Fingerprint;
+  static const Key& key(const SaCommon& sa) noexcept { return sa.key_name; }
+  static std::uint64_t hash(const Key& k) noexcept {
+    std::uint64_t word = 0;
+    std::memcpy(&word, k.data(), sizeof word);
+    return word;
+  }
+};
 
 // All calls from the control thread. What remove() and its like return is out of the tables, but
 // may be in a worker's hands until a grace period has passed; reclaim() is to be called after one.
@@ -43,6 +56,7 @@ class Tables {
   // What the SAs of a reqid know of their peer; null if there are none.
   [[nodiscard]] std::shared_ptr<Peer> peer(std::uint32_t reqid) const;
 
+  [[nodiscard]] std::size_t sa_count() const noexcept { return outbound_.size() + inbound_.size(); }
   [[nodiscard]] std::vector<Device*> all_devices() const;
   [[nodiscard]] std::vector<Policy*> all_policies() const;
   [[nodiscard]] std::vector<OutboundSa*> all_outbound() const;
@@ -69,14 +83,12 @@ class Tables {
 
   Sad sad_;
   std::map<DeviceId, std::unique_ptr<Device>> devices_;
-  std::map<PolicyId, std::unique_ptr<Policy>> policies_;
-  std::map<SaId, std::unique_ptr<OutboundSa>> outbound_;
-  std::map<SaId, std::unique_ptr<InboundSa>> inbound_;
+  IdMap<PolicyId, Policy> policies_;
+  IdMap<SaId, OutboundSa> outbound_;
+  IdMap<SaId, InboundSa> inbound_;
   std::unordered_map<std::uint32_t, Group> groups_;
-  std::unordered_map<SaId, std::unique_ptr<const Binding>> bindings_;
   std::vector<std::unique_ptr<const Binding>> old_bindings_;
-  std::map<SaId, crypto::Fingerprint> key_of_;
-  std::set<crypto::Fingerprint> keys_;
+  PtrIndex<const SaCommon, KeyTraits> keys_;
 };
 
 }  // namespace espalier::dataplane

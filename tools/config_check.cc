@@ -293,6 +293,10 @@ void check_conn(const Draft& draft, const std::filesystem::path& file) {
   check_subnets(draft, file);
   check_device(draft, file);
   check_loop(draft, file);
+  if (draft.conn.replay_window == 0 && draft.conn.esn)
+    refuse(file, draft.line_of("replay-window"),
+           "extended sequence numbers need a replay window (RFC 4303 §3.4.3); write esn=no as "
+           "well, or replay-window=32 to 65536");
   if (!draft.has("keys"))
     refuse(
         file, draft.line,

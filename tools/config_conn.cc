@@ -6,6 +6,7 @@
 #include <array>
 #include <stdexcept>
 
+#include "dataplane/replay_window.h"
 #include "tools/config_values.h"
 
 namespace espalier::tools {
@@ -57,9 +58,14 @@ void set_esp(Draft& d, const std::string& v, const Folder&) {
 }
 
 void set_replay_window(Draft& d, const std::string& v, const Folder&) {
-  // An SA without a window would accept every packet for ever (RFC 4303 §3.4.3 forbids it with
-  // ESN).
-  d.conn.replay_window = parse_number(v, 64, 65536);
+  // Off only by its name: a 0 that slipped in would accept every packet for ever.
+  if (v == "no")
+    d.conn.replay_window = 0;
+  else if (v == "0")
+    throw std::invalid_argument(
+        "0 would take every packet again and again; write replay-window=no if that is meant");
+  else
+    d.conn.replay_window = parse_number(v, dataplane::kMinWindowBits, dataplane::kMaxWindowBits);
 }
 
 void set_keys(Draft& d, const std::string& v, const Folder& folder) {
@@ -76,7 +82,9 @@ void set_auto(Draft& d, const std::string& v, const Folder&) {
 void set_type(Draft& d, const std::string& v, const Folder&) {
   constexpr std::array<std::string_view, 4> kWords = {"tunnel", "passthrough", "drop", "reject"};
   if (v == "transport")
-    throw std::invalid_argument("'transport' means ESP between two hosts without a tunnel, which is not here; write tunnel");
+    throw std::invalid_argument(
+        "'transport' means ESP between two hosts without a tunnel, which is not here; write "
+        "tunnel");
   const std::string word = parse_word(v, kWords);
   d.conn.action = word == "tunnel"        ? dataplane::PolicyAction::protect
                   : word == "passthrough" ? dataplane::PolicyAction::bypass

@@ -136,6 +136,8 @@ TEST(Config, ReadsEverySpelling) {
   EXPECT_EQ(conn_of(plain + "esp=aes256-sha1;modp2048\n").esp, crypto::Suite::aes256_sha1);
   EXPECT_EQ(conn_of(plain + "left-port=4501\n").left_port, 4501);
   EXPECT_EQ(conn_of(plain + "replay-window=65536\n").replay_window, 65536U);
+  EXPECT_EQ(conn_of(plain + "replay-window=32\n").replay_window, 32U);
+  EXPECT_EQ(conn_of(plain + "replay-window=no\nesn=no\n").replay_window, 0U);
   EXPECT_EQ(conn_of(plain + "mtu=1400\n").mtu, 1400U);
   EXPECT_FALSE(conn_of(plain + "esn=no\n").esn);
   EXPECT_EQ(conn_of(plain + "type=tunnel # the only one\n").name, "a");
@@ -313,9 +315,9 @@ INSTANTIATE_TEST_SUITE_P(
                 "aes_gcm256"},
         Refusal{"EncryptionOnly", "[conn a]\nesp=aes256\n", 2, "without authentication",
                 "aes256-sha256"},
-        Refusal{"WindowZero", "[conn a]\nreplay-window=0\n", 2, "'0'", "write one"},
-        Refusal{"WindowLarge", "[conn a]\nreplay-window=65537\n", 2, "64 to 65536", "write one"},
-        Refusal{"WindowHuge", "[conn a]\nreplay-window=4294967360\n", 2, "64 to 65536",
+        Refusal{"WindowZero", "[conn a]\nreplay-window=0\n", 2, "every packet", "replay-window=no"},
+        Refusal{"WindowLarge", "[conn a]\nreplay-window=65537\n", 2, "32 to 65536", "write one"},
+        Refusal{"WindowHuge", "[conn a]\nreplay-window=4294967360\n", 2, "32 to 65536",
                 "write one"},
         Refusal{"Mtu", "[conn a]\nmtu=575\n", 2, "576", "write one"},
         Refusal{"Port", "[conn a]\nleft-port=0\n", 2, "1 to 65535", "write one"},

@@ -1,0 +1,344 @@
+// The life of an SA, from add to expiry, with packets through real devices and sockets.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "tests/unit/dataplane/two_sites.h"
+
+namespace espalier::test {
+namespace {
+
+SaUpdate limit(Limit Lifetime::*which, Limit value) {
+  SaUpdate update;
+  update.lifetime.emplace();
+  (*update.lifetime).*which = value;
+  return update;
+}
+
+SaUpdate window(std::uint32_t bits) {
+  SaUpdate update;
+  update.window_bits = bits;
+  return update;
+}
+
+SaUpdate peer_at(const ifaces::Endpoint& peer) {
+  SaUpdate update;
+  update.peer = peer;
+  return update;
+}
+
+class SaLife : public SandboxTest {
+ protected:
+  void SetUp() override {
+    SandboxTest::SetUp();
+    if (IsSkipped()) return;
+    crypto::initialise();
+    registry.emplace("auto");
+    sites.emplace(*registry);
+    sites->add_policies();
+  }
+  void TearDown() override {
+    sites.reset();
+    SandboxTest::TearDown();
+  }
+  // An SA from A to B; returns A's and B's.
+  std::pair<SaId, SaId> add(
+      std::uint32_t spi, std::uint8_t key,
+      const std::function<void(SaSpec&)>& change = [](SaSpec&) {}) {
+    SaSpec in = TwoSites::sa(Direction::in, spi, key);
+    SaSpec out = TwoSites::sa(Direction::out, spi, key);
+    change(in);
+    change(out);
+    const SaId b = sites->b.add_sa(std::move(in));
+    return {sites->a.add_sa(std::move(out)), b};
+  }
+  std::string refusal(SaSpec spec) {
+    try {
+      sites->a.add_sa(std::move(spec));
+    } catch (const std::invalid_argument& e) {
+      return e.what();
+    }
+    return "";
+  }
+
+  std::optional<crypto::Registry> registry;
+  std::optional<TwoSites> sites;
+};
+
+TEST_F(SaLife, A16HardLimitOfPacketsOut) {
+  const SaId id = add(0x100, 1).first;
+  sites->a.update_sa(id, limit(&Lifetime::packets, {5, 10}));
+  sites->send(4);
+  ASSERT_EQ(sites->arrived(4), 4U);
+  EXPECT_TRUE(sites->a.take_events().empty());
+  sites->send(2);
+  const Event soft = TwoSites::event(sites->a, EventKind::soft_expire);
+  EXPECT_EQ(soft.sa, id);
+  EXPECT_EQ(soft.direction, Direction::out);
+  EXPECT_EQ(soft.spi, Spi{0x100});
+  sites->send(20);
+  EXPECT_EQ(TwoSites::event(sites->a, EventKind::hard_expire).sa, id);
+  EXPECT_EQ(sites->arrived_by_now(), 6U);  // ten in all, not one more
+  const SaStatus status = *sites->a.sa(id);
+  EXPECT_TRUE(status.expired);
+  EXPECT_EQ(status.traffic.packets, 10U);
+  EXPECT_EQ(status.drops[static_cast<std::size_t>(Drop::expired)], 16U);
+  EXPECT_EQ(TwoSites::drops(sites->a, Drop::expired), 16U);
+  EXPECT_THROW(sites->a.update_sa(id, limit(&Lifetime::packets, {})), std::invalid_argument);
+  sites->a.extend_limit(id, 1000);  // does not bring it back
+  sites->send(1);
+  EXPECT_EQ(sites->arrived_by_now(), 0U);
+}
+
+TEST_F(SaLife, A16HardLimitOfPacketsIn) {
+  const SaId id = add(0x100, 1).second;
+  sites->b.update_sa(id, limit(&Lifetime::packets, {0, 10}));
+  sites->send(30);
+  EXPECT_EQ(sites->arrived_by_now(), 10U);
+  EXPECT_EQ(TwoSites::event(sites->b, EventKind::hard_expire).direction, Direction::in);
+  EXPECT_EQ(TwoSites::drops(sites->b, Drop::expired), 20U);
+  EXPECT_TRUE(sites->b.sa(id)->expired);
+}
+
+// A packet that begins below the limit passes, the next one does not.
+TEST_F(SaLife, A16HardLimitOfBytes) {
+  const auto [out, in] = add(0x100, 1);
+  sites->a.update_sa(out, limit(&Lifetime::bytes, {300, 550}));
+  sites->send(20, 100);
+  EXPECT_EQ(sites->arrived_by_now(), 6U);
+  TwoSites::event(sites->a, EventKind::hard_expire);
+  EXPECT_EQ(sites->a.sa(out)->traffic.bytes, 600U);
+  EXPECT_FALSE(sites->b.sa(in)->expired);
+}
+
+TEST_F(SaLife, LimitsOfTime) {
+  const auto [out, in] = add(0x100, 1);
+  EXPECT_FALSE(sites->a.next_expiry());
+  sites->a.update_sa(out, limit(&Lifetime::seconds, {100, 200}));
+  const auto added = sites->a.sa(out)->added;
+  EXPECT_EQ(*sites->a.next_expiry(), added + std::chrono::seconds(100));
+  sites->a.update_sa(out, limit(&Lifetime::seconds, {0, 1}));
+  EXPECT_EQ(*sites->a.next_expiry(), added + std::chrono::seconds(1));
+  sites->send(3);
+  EXPECT_EQ(sites->arrived(3), 3U);
+  const Event hard = TwoSites::event(sites->a, EventKind::hard_expire);
+  EXPECT_GE(hard.when, added + std::chrono::seconds(1));
+  EXPECT_FALSE(sites->a.next_expiry());
+  sites->send(3);
+  EXPECT_EQ(sites->arrived_by_now(), 0U);
+  EXPECT_EQ(TwoSites::drops(sites->a, Drop::expired), 3U);
+}
+
+TEST_F(SaLife, AnSaThatIsGoneIsNotDue) {
+  const SaId id = add(0x100, 1).first;
+  sites->a.update_sa(id, limit(&Lifetime::seconds, {1, 2}));
+  sites->a.remove_sa(id);
+  EXPECT_FALSE(sites->a.next_expiry());
+  EXPECT_TRUE(sites->a.take_events().empty());
+}
+
+// 4303-1: without ESN the numbers end at 2^32-1, with a soft event well before; with ESN they go
+// on.
+TEST_F(SaLife, A12NumbersEndWithAnEvent) {
+  const SaId id = add(0x100, 1, [](SaSpec& spec) {
+                    spec.esn = false;
+                    spec.next_seq = 0xfffffffe;
+                  }).first;
+  sites->send(1);
+  EXPECT_EQ(TwoSites::event(sites->a, EventKind::soft_expire).sa, id);
+  sites->send(5);
+  const Event event = TwoSites::event(sites->a, EventKind::seq_exhausted);
+  EXPECT_EQ(event.sa, id);
+  EXPECT_EQ(event.seq, 0xffffffffU);
+  EXPECT_EQ(sites->arrived_by_now(), 2U);
+  EXPECT_EQ(TwoSites::drops(sites->a, Drop::seq_exhausted), 4U);
+}
+
+TEST_F(SaLife, A12EsnGoesOn) {
+  add(0x100, 1, [](SaSpec& spec) { spec.next_seq = 0xfffffffe; });
+  sites->send(6);
+  EXPECT_EQ(sites->arrived(6), 6U);
+}
+
+TEST_F(SaLife, A15EsnNeedsAWindow) {
+  SaSpec spec = TwoSites::sa(Direction::in, 0x100, 1);
+  spec.window_bits = 0;
+  EXPECT_NE(refusal(std::move(spec)).find("extended sequence numbers need a replay window"),
+            std::string::npos);
+  const auto [out, in] = add(0x100, 1);
+  EXPECT_THROW(sites->b.update_sa(in, window(0)), std::invalid_argument);
+  EXPECT_THROW(sites->a.update_sa(out, window(64)), std::invalid_argument);
+  for (const std::uint32_t bits : {1U, 31U, 65537U, 0x80000000U, ~0U}) {  // T29
+    EXPECT_THROW(sites->b.update_sa(in, window(bits)), std::invalid_argument) << bits;
+    SaSpec wrong = TwoSites::sa(Direction::in, 0x101, 2);
+    wrong.window_bits = bits;
+    EXPECT_NE(refusal(std::move(wrong)).find("32 to 65536"), std::string::npos) << bits;
+  }
+  EXPECT_EQ(sites->b.sa(in)->window_bits, 4096U);
+}
+
+TEST_F(SaLife, WindowsAreResizedLive) {
+  const SaId in = add(0x100, 1).second;
+  for (const std::uint32_t bits : {32U, 65536U, 64U, 4096U}) {
+    sites->send(50);
+    EXPECT_EQ(sites->arrived(50), 50U);
+    sites->b.update_sa(in, window(bits));
+    EXPECT_EQ(sites->b.sa(in)->window_bits, bits);
+    EXPECT_EQ(sites->b.sa(in)->seq, sites->b.sa(in)->traffic.packets);
+  }
+}
+
+TEST_F(SaLife, L4SpisAreUniqueAndNotReserved) {
+  const SaId in = add(0x100, 1).second;
+  SaSpec again = TwoSites::sa(Direction::in, 0x100, 2);
+  EXPECT_THROW(sites->b.add_sa(std::move(again)), std::invalid_argument);
+  sites->send(1);
+  EXPECT_EQ(sites->arrived(1), 1U);  // the old one is untouched
+  EXPECT_EQ(sites->b.find_sa(Direction::in, Spi{0x100}, ip("127.0.0.2")), in);
+  EXPECT_FALSE(sites->b.find_sa(Direction::in, Spi{0x100}, ip("127.0.0.3")));
+  for (const std::uint32_t spi : {0U, 1U, 255U})
+    for (const Direction direction : {Direction::in, Direction::out})
+      EXPECT_NE(refusal(TwoSites::sa(direction, spi, 9)).find("reserved"), std::string::npos)
+          << spi;
+}
+
+// The same key and salt would use every nonce twice. With another salt the nonces are others.
+TEST_F(SaLife, T2SameKeyAndSaltTwiceIsRefused) {
+  const SaId out = add(0x100, 1).first;
+  EXPECT_EQ(sites->a.find_sa(Direction::out, Spi{0x100}, ip("127.0.0.2")), out);
+  for (const Direction direction : {Direction::in, Direction::out}) {
+    const std::string text = refusal(TwoSites::sa(direction, 0x101, 1));
+    EXPECT_NE(text.find("same key and salt"), std::string::npos) << text;
+    EXPECT_EQ(text.find("1f2021"), std::string::npos) << "key bytes";
+  }
+  SaSpec salted = TwoSites::sa(Direction::out, 0x102, 1);
+  salted.keymat.bytes().back() ^= 1;
+  EXPECT_EQ(refusal(std::move(salted)), "");
+  sites->a.remove_sa(out);
+  EXPECT_EQ(refusal(TwoSites::sa(Direction::out, 0x103, 1)), "");  // the owner says it is fresh
+}
+
+TEST_F(SaLife, LifetimesAreChecked) {
+  SaSpec spec = TwoSites::sa(Direction::out, 0x100, 1);
+  spec.lifetime.bytes = {10, 5};
+  EXPECT_NE(refusal(std::move(spec)).find("soft limit of bytes (10) is above the hard one (5)"),
+            std::string::npos);
+  EXPECT_THROW(sites->a.update_sa(SaId{12345}, {}), std::invalid_argument);
+}
+
+TEST_F(SaLife, L5AcquireTellsTheFlow) {
+  PolicySpec trap = TwoSites::policy(Direction::out, 7);
+  trap.trap = true;
+  trap.priority = 0;
+  sites->a.remove_policy(sites->policy_a);
+  const PolicyId id = sites->a.add_policy(trap);
+  sites->send(40);
+  const Event event = TwoSites::event(sites->a, EventKind::acquire);
+  EXPECT_EQ(event.policy, id);
+  EXPECT_EQ(event.device, sites->device_a);
+  EXPECT_EQ(event.reqid, 7U);
+  EXPECT_EQ(event.flow.source, ip("10.1.0.1"));
+  EXPECT_EQ(event.flow.destination, ip("10.2.0.1"));
+  EXPECT_EQ(event.flow.protocol, 253);
+  sites->send(10);
+  EXPECT_EQ(sites->arrived_by_now(), 0U);
+  EXPECT_EQ(TwoSites::drops(sites->a, Drop::no_sa), 50U);
+  EXPECT_TRUE(sites->a.take_events().empty());  // one a second
+}
+
+// Auditable events (RFC 4303 §3.4.2–4), from what anybody can send.
+TEST_F(SaLife, AuditsAreToldOnceASecond) {
+  const SaId in = add(0x100, 1).second;
+  const ifaces::UniqueFd attacker(::socket(AF_INET, SOCK_DGRAM, 0));
+  sockaddr_storage to{};
+  const socklen_t length = ifaces::Endpoint{ip("127.0.0.2"), 4500}.to(to);
+  Bytes packet(64, 0xee);
+  const auto send = [&](std::uint32_t spi, std::uint32_t seq) {
+    store_be(packet.data(), spi);
+    store_be(packet.data() + 4, seq);
+    ASSERT_GT(::sendto(attacker.get(), packet.data(), packet.size(), 0,
+                       reinterpret_cast<const sockaddr*>(&to), length),
+              0);
+  };
+  for (std::uint32_t i = 0; i < 100; ++i) send(0x999, i);
+  const Event unknown = TwoSites::event(sites->b, EventKind::no_spi);
+  EXPECT_EQ(unknown.spi, Spi{0x999});
+  EXPECT_EQ(unknown.local.address, ip("127.0.0.2"));
+  for (std::uint32_t i = 1; i <= 100; ++i) send(0x100, i);
+  const Event forged = TwoSites::event(sites->b, EventKind::integrity);
+  EXPECT_EQ(forged.sa, in);
+  EXPECT_EQ(forged.peer.address, ip("127.0.0.1"));
+  EXPECT_EQ(sites->b.sa(in)->seq, 0U);  // T6: nothing has moved the window
+  sites->send(1);
+  EXPECT_EQ(sites->arrived(1), 1U);
+  for (int i = 0; i < 100; ++i) send(0x100, 1);
+  const Event replayed = TwoSites::event(sites->b, EventKind::replay);
+  EXPECT_EQ(replayed.seq, 1U);
+  EXPECT_TRUE(sites->b.take_events().empty());
+  EXPECT_EQ(sites->b.events_lost(), 0U);
+}
+
+TEST_F(SaLife, AMoveIsTold) {
+  const auto [out, in] = add(0x100, 1);
+  const ifaces::Endpoint elsewhere{ip("127.0.0.9"), 999};
+  sites->b.update_sa(in, peer_at(elsewhere));
+  EXPECT_EQ(sites->b.sa(in)->peer, elsewhere);
+  sites->send(1);
+  const Event moved = TwoSites::event(sites->b, EventKind::mapping_changed);
+  EXPECT_EQ(moved.sa, in);
+  EXPECT_EQ(moved.old_peer, elsewhere);
+  EXPECT_EQ(moved.peer, (ifaces::Endpoint{ip("127.0.0.1"), 4500}));
+}
+
+// L1: make before break, again and again under load; nothing is lost, nothing counts as a replay.
+TEST_F(SaLife, L1RekeyUnderLoad) {
+  constexpr std::size_t kRounds = 60;
+  constexpr std::size_t kBurst = 100;
+  auto [old_out, old_in] = add(0x100, 1);
+  for (std::uint32_t round = 1; round <= kRounds; ++round) {
+    std::thread load([&] { sites->send(kBurst); });
+    const auto [out, in] = add(0x100 + round, static_cast<std::uint8_t>(round + 1));
+    sites->a.remove_sa(old_out);
+    load.join();
+    // The old inbound SA stays for what was under way.
+    ASSERT_EQ(sites->arrived(kBurst), kBurst) << round;
+    sites->b.remove_sa(old_in);
+    old_out = out;
+    old_in = in;
+  }
+  for (const Dataplane* plane : {&sites->a, &sites->b})
+    for (std::size_t i = 0; i < kDropCount; ++i)
+      if (Drop{static_cast<std::uint8_t>(i)} != Drop::no_policy) {  // IPv6's own chatter
+        EXPECT_EQ(plane->drops()[i], 0U) << kDropInfo[i].name;
+      }
+}
+
+// L2: what is removed while packets are under way is not touched again, and no packet leaves under
+// its key once the call has returned.
+TEST_F(SaLife, L2RemovalWithPacketsInFlight) {
+  std::atomic<bool> stop{false};
+  std::thread load([&] {
+    while (!stop) sites->send(20);
+  });
+  for (std::uint32_t i = 0; i < 150; ++i) {
+    const auto [out, in] = add(0x100 + i, static_cast<std::uint8_t>(i));
+    if (i % 3 == 0) (void)sites->out_b->receive(1, milliseconds(1));
+    if (i % 2 == 0) sites->b.remove_sa(in);
+    sites->a.remove_sa(out);
+    if (i % 2 != 0) sites->b.remove_sa(in);
+  }
+  stop = true;
+  load.join();
+  EXPECT_TRUE(sites->a.sas().empty());
+  const std::uint64_t unknown = TwoSites::drops(sites->b, Drop::no_spi);
+  const std::uint64_t before = TwoSites::drops(sites->a, Drop::no_sa);
+  sites->send(50);
+  while (TwoSites::drops(sites->a, Drop::no_sa) < before + 50) std::this_thread::yield();
+  const Dataplane::Batch none(sites->b);
+  EXPECT_LE(unknown, TwoSites::drops(sites->b, Drop::no_spi));
+}
+
+}  // namespace
+}  // namespace espalier::test
