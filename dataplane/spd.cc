@@ -213,14 +213,16 @@ void Spd::remove(const Policy& policy) {
     shape->owned[bucket->at]->at = bucket->at;
     old_buckets_.push_back(std::move(shape->owned.back()));
     shape->owned.pop_back();
+    if (shape->owned.capacity() > 8 * (shape->owned.size() + 8)) shape->owned.shrink_to_fit();
     return;
   }
 }
 
 void Spd::reclaim() noexcept {
-  old_shapes_.clear();
-  old_buckets_.clear();
-  old_lists_.clear();
+  // With their arrays: they may have held many at once.
+  decltype(old_shapes_)().swap(old_shapes_);
+  decltype(old_buckets_)().swap(old_buckets_);
+  decltype(old_lists_)().swap(old_lists_);
   for (const auto& shape : owned_) shape->buckets.reclaim();
 }
 

@@ -236,7 +236,7 @@ std::unique_ptr<const Binding> Tables::bind(const Group& g, const InboundSa& sa)
 }
 
 void Tables::reclaim() noexcept {
-  old_bindings_.clear();
+  std::vector<std::unique_ptr<const Binding>>().swap(old_bindings_);  // and its array
   keys_.reclaim();
   sad_.reclaim();
   for (const auto& entry : devices_) entry.second->policies.reclaim();

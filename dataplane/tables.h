@@ -56,7 +56,6 @@ class Tables {
   // What the SAs of a reqid know of their peer; null if there are none.
   [[nodiscard]] std::shared_ptr<Peer> peer(std::uint32_t reqid) const;
 
-  [[nodiscard]] std::size_t sa_count() const noexcept { return outbound_.size() + inbound_.size(); }
   [[nodiscard]] std::vector<Device*> all_devices() const;
   [[nodiscard]] std::vector<Policy*> all_policies() const;
   [[nodiscard]] std::vector<OutboundSa*> all_outbound() const;
