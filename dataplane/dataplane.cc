@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <stdexcept>
 #include <system_error>
 
@@ -318,7 +319,7 @@ void Dataplane::remove_policy(PolicyId id) {
 
 void Dataplane::State::open_socket(OuterSocket& socket) {
   const auto count = static_cast<unsigned>(workers.size());
-  const ifaces::OuterOptions outer{socket.mark};
+  const ifaces::OuterOptions outer;  // marks are the datagrams'
   const bool udp = socket.encapsulation == Encapsulation::udp;
   for (unsigned w = 0; w < count; ++w)
     socket.fds.push_back(udp ? ifaces::open_udp(socket.local, {w, count}, outer)
@@ -333,14 +334,11 @@ void Dataplane::State::open_socket(OuterSocket& socket) {
 
 OuterSocket& Dataplane::State::socket_for(const SaSpec& spec) {
   for (const auto& socket : sockets)
-    if (socket->encapsulation == spec.encapsulation && socket->local == spec.local &&
-        socket->mark == spec.outer_mark)
-      return *socket;
+    if (socket->encapsulation == spec.encapsulation && socket->local == spec.local) return *socket;
   auto socket = std::make_unique<OuterSocket>();
   socket->encapsulation = spec.encapsulation;
   socket->local = spec.local;
   socket->local_words = words(spec.local.address);
-  socket->mark = spec.outer_mark;
   open_socket(*socket);
   sockets.push_back(std::move(socket));
   return *sockets.back();
@@ -385,6 +383,7 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.backend = backend.name();
   sa.name = spec.name;
   sa.added = std::chrono::steady_clock::now();
+  sa.outer_mark = spec.outer_mark;
   const auto key = spec.keymat.bytes().first(suite.keys());
   const auto salt = spec.keymat.bytes().subspan(suite.keys());
   std::copy(salt.begin(), salt.end(), sa.salt.begin());
@@ -398,6 +397,7 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
 SaId Dataplane::add_sa(SaSpec spec) {
   State& s = *state_;
   s.check(spec);
+  if (spec.outer_mark != 0) ifaces::check_mark(spec.local.address);
   OuterSocket& socket = s.socket_for(spec);
   ++socket.users;
   try {
@@ -570,24 +570,49 @@ void Dataplane::extend_limit(SaId id, std::uint64_t limit) {
 
 void Dataplane::send_keepalives(std::chrono::seconds idle) {
   State& s = *state_;
+  const std::int64_t now_ns = coarse_now_ns();
   const std::int64_t before_ns =
-      coarse_now_ns() - std::chrono::duration_cast<std::chrono::nanoseconds>(idle).count();
+      now_ns - std::chrono::duration_cast<std::chrono::nanoseconds>(idle).count();
+  // A NAT's mapping is that of two end points, whichever of their SAs used it last.
+  struct Mapping {
+    std::int64_t last_ns = 0;
+    std::vector<OutboundSa*> sas;
+  };
+  std::map<std::pair<const OuterSocket*, ifaces::Endpoint>, Mapping> mappings;
+  for (OutboundSa* sa : s.tables.all_outbound()) {
+    const ifaces::Endpoint to = sa->peer->get();
+    if (sa->encapsulation != Encapsulation::udp || to.address.is_any()) continue;
+    Mapping& mapping = mappings[{sa->socket, to}];
+    mapping.last_ns =
+        std::max({mapping.last_ns, sa->counters.last_packet_ns.load(std::memory_order_relaxed),
+                  sa->last_keepalive_ns});
+    mapping.sas.push_back(sa);
+  }
+  struct Keepalive {
+    ifaces::Port port;
+    ifaces::Endpoint to;
+    std::uint32_t mark;
+  };
+  std::vector<Keepalive> due;
+  for (const auto& [ends, mapping] : mappings) {
+    if (mapping.last_ns > before_ns) continue;
+    for (OutboundSa* sa : mapping.sas) sa->last_keepalive_ns = now_ns;
+    due.push_back({ends.first->ports.front(), ends.second, mapping.sas.back()->outer_mark});
+  }
+  if (due.empty()) return;
   static constexpr std::uint8_t kKeepalive = 0xff;
   s.workers.front()->call([&](ifaces::Engine& engine) {
-    for (const OutboundSa* sa : s.tables.all_outbound()) {
-      const ifaces::Endpoint to = sa->peer->get();
-      if (sa->encapsulation != Encapsulation::udp || to.address.is_any() ||
-          sa->counters.last_packet_ns.load(std::memory_order_relaxed) > before_ns)
-        continue;
+    for (const auto& [port, to, mark] : due) {
       sockaddr_storage address{};
       const socklen_t length = to.to(address);
-      engine.send({.port = sa->socket->ports.front(),
+      engine.send({.port = port,
                    .tos = 0,
                    .segment_size = 0,
                    .len = 1,
                    .data = &kKeepalive,
                    .to = &address,
-                   .to_len = length},
+                   .to_len = length,
+                   .mark = mark},
                   0);
       engine.flush();
     }
@@ -607,6 +632,7 @@ std::vector<DeviceStatus> Dataplane::devices() const {
                  sum(*d, workers, &DeviceCounters::rx_bytes)};
     status.tx = {sum(*d, workers, &DeviceCounters::tx_packets),
                  sum(*d, workers, &DeviceCounters::tx_bytes)};
+    status.tx_loops = sum(*d, workers, &DeviceCounters::tx_loops);
     status.tx_no_sa = sum(*d, workers, &DeviceCounters::tx_no_sa);
     all.push_back(std::move(status));
   }

@@ -34,6 +34,7 @@ struct DeviceStatus {
   std::uint32_t ikey = 0, okey = 0;
   Traffic rx, tx;              // rx: towards this host, as in `ip -s link`
   std::uint64_t tx_no_sa = 0;  // `ip -s tunnel` calls them carrier errors
+  std::uint64_t tx_loops = 0;  // … and these collisions
 };
 
 struct SaStatus {
@@ -127,7 +128,8 @@ class Dataplane {
   // Outbound: numbers up to `limit` may be used from now on.
   void extend_limit(SaId id, std::uint64_t limit);
 
-  // Sends one 0xFF to the peer of every UDP SA out that was silent for `idle` (RFC 3948 §2.3).
+  // Sends one 0xFF (RFC 3948 §2.3) to every known peer of UDP SAs to which nothing was sent for
+  // `idle`, an earlier one of these included.
   void send_keepalives(std::chrono::seconds idle);
 
   [[nodiscard]] std::vector<DeviceStatus> devices() const;

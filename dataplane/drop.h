@@ -16,6 +16,7 @@ namespace espalier::dataplane {
   X(policy_bypass, "a policy says bypass, but a route led the packet into the tunnel's device")   \
   X(policy_discard, "a policy says discard")                                                      \
   X(no_sa, "a policy, but no outbound SA to protect the packet")                                  \
+  X(loop, "an outer packet of ours, routed into its own tunnel")                                  \
   X(no_peer, "the peer's address is not known yet")                                               \
   X(seq_exhausted, "the SA's sequence numbers are used up, or its reserved range is")             \
   X(expired, "a hard limit of the SA's lifetime was reached; both directions")                    \

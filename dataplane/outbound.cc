@@ -1,5 +1,7 @@
 #include "dataplane/outbound.h"
 
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -7,6 +9,17 @@
 #include "dataplane/esp_encap.h"
 
 namespace espalier::dataplane {
+namespace {
+
+// From our own end, is it what `sa` has sent? A route that covers the peer would have led it here,
+// and once round the loop it would be two packets, then three (the kernel's VTI: collisions).
+bool is_outer(const InnerKey& key, const OutboundSa& sa) noexcept {
+  if (!same(key.destination, words(sa.peer->get().address))) return false;
+  if (sa.encapsulation == Encapsulation::esp) return key.protocol == IPPROTO_ESP;
+  return key.protocol == IPPROTO_UDP && key.has_ports && key.source_port == sa.socket->local.port;
+}
+
+}  // namespace
 
 namespace {
 
@@ -95,6 +108,7 @@ void Outbound::refuse(const Item& item, Drop reason, const Policy* trap) noexcep
     reporter_.acquire(*trap, *item.device, item.key, item.plan.count);
     return;
   }
+  if (reason == Drop::loop) return bump(device.tx_loops, item.plan.count);
   icmp_.answer(device, item.packet,
                reason == Drop::policy_discard ? IcmpReason::prohibited : IcmpReason::unreachable,
                segment_length(item.plan, 0));
@@ -106,7 +120,12 @@ void Outbound::run_batch() noexcept {
   Found found{};
   for (std::size_t i = 0; i < count_; ++i) {
     Item& item = items_[i];
-    if (!item.as_before) found = resolve(item.policy);
+    if (!item.as_before) {
+      found = resolve(item.policy);
+      if (found.sa != nullptr && same(item.key.source, found.sa->socket->local_words) &&
+          is_outer(item.key, *found.sa)) [[unlikely]]
+        found = {nullptr, Drop::loop, nullptr};
+    }
     if (found.sa == nullptr) [[unlikely]] {
       refuse(item, found.reason, found.policy);
       continue;

@@ -44,7 +44,8 @@ struct SaCommon {
   std::string_view backend;
   crypto::Fingerprint key_name{};
   OuterSocket* socket = nullptr;
-  std::shared_ptr<Peer> peer;  // never null; shared with the other direction
+  std::uint32_t outer_mark = 0;  // SO_MARK
+  std::shared_ptr<Peer> peer;    // never null; shared with the other direction
   std::string name;
   std::chrono::steady_clock::time_point added;
   LifeState life;
@@ -76,6 +77,7 @@ struct OutboundSa : SaCommon {
   std::atomic<std::uint64_t> exhausted{0};  // packets dropped for want of a number
   std::atomic<std::uint64_t> after_end{0};  // packets dropped because the SA has expired
   EventLimiter exhaustions;
+  std::int64_t last_keepalive_ns = 0;  // control thread
 
   // `count` consecutive numbers, the first in `first`; how many of them may be used is returned.
   // What was reserved is never given back (RFC 4106 §3.1).

@@ -14,7 +14,6 @@ struct OuterSocket {
   Encapsulation encapsulation{};
   ifaces::Endpoint local;
   AddressWords local_words{};
-  std::uint32_t mark = 0;
   unsigned users = 0;                 // SAs; control thread
   unsigned gso_segments = 0;          // most datagrams of one send; 0: no UDP GSO
   std::vector<ifaces::UniqueFd> fds;  // one a worker

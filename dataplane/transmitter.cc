@@ -14,8 +14,8 @@ Transmitter::Transmitter(unsigned worker, ifaces::Engine& engine, WorkerCounters
 void Transmitter::select(const OutboundSa& sa, const ifaces::Endpoint& to) noexcept {
   if (&sa == sa_ && to == to_ && target_count_ > 0) return;
   if (&sa != sa_) seal();  // one batch of ops has one key
-  const bool same_target =
-      sa_ != nullptr && target_count_ > 0 && sa_->socket == sa.socket && to == to_;
+  const bool same_target = sa_ != nullptr && target_count_ > 0 && sa_->socket == sa.socket &&
+                           sa_->outer_mark == sa.outer_mark && to == to_;
   sa_ = &sa;
   to_ = to;
   max_segments_ =
@@ -34,6 +34,7 @@ void Transmitter::add_target() noexcept {
   ifaces::Endpoint to = to_;
   if (sa_->encapsulation == Encapsulation::esp) to.port = 0;
   target.length = to.to(target.address);
+  target.mark = sa_->outer_mark;
   target.port = sa_->socket->ports[worker_];
 }
 
@@ -94,7 +95,8 @@ void Transmitter::send_all() noexcept {
                   .len = run.length,
                   .data = run.data,
                   .to = &target.address,
-                  .to_len = target.length},
+                  .to_len = target.length,
+                  .mark = target.mark},
                  run.packets);
   }
   run_count_ = 0;

@@ -55,6 +55,7 @@ class Transmitter {
   };
   struct Target {
     sockaddr_storage address;
+    std::uint32_t mark;
     socklen_t length;
     ifaces::Port port;
   };

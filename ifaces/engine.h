@@ -52,6 +52,7 @@ struct Datagram {
   const std::uint8_t* data;
   const sockaddr_storage* to;
   socklen_t to_len;
+  std::uint32_t mark = 0;  // SO_MARK; 0: none
 };
 
 // A send or write that failed, and how many packets it held. 0 packets: nothing will be received

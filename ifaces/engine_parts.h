@@ -129,12 +129,12 @@ class ErrorList {
   bool fresh_ = false;
 };
 
-// The msghdr of one send, with room for UDP_SEGMENT and a TOS.
+// The msghdr of one send, with room for UDP_SEGMENT, a TOS and a mark.
 struct TxMessage {
   msghdr header;
   iovec payload;
-  alignas(cmsghdr)
-      std::array<std::uint8_t, CMSG_SPACE(sizeof(std::uint16_t)) + CMSG_SPACE(sizeof(int))> control;
+  alignas(cmsghdr) std::array<std::uint8_t, CMSG_SPACE(sizeof(std::uint16_t)) +
+                                                2 * CMSG_SPACE(sizeof(int))> control;
 };
 
 namespace parts {
@@ -162,6 +162,7 @@ inline void render(const Datagram& d, TxMessage& message) noexcept {
     used += put_control(control + used, v6 ? SOL_IPV6 : SOL_IP, v6 ? IPV6_TCLASS : IP_TOS,
                         static_cast<int>(d.tos));
   }
+  if (d.mark != 0) used += put_control(control + used, SOL_SOCKET, SO_MARK, d.mark);
   message.header = {};
   message.header.msg_name = const_cast<sockaddr_storage*>(d.to);
   message.header.msg_namelen = d.to_len;

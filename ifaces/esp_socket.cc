@@ -160,6 +160,11 @@ UniqueFd open_raw_esp(const IpAddress& local, Shard shard, OuterOptions options)
   return s.finish();
 }
 
+void check_mark(const IpAddress& local) {
+  Setup s({local, 0}, SOCK_DGRAM, IPPROTO_UDP, "UDP");
+  s.set(SOL_SOCKET, SO_MARK, 1, "SO_MARK");
+}
+
 unsigned probe_udp_gso(const IpAddress& local) {
   constexpr unsigned kAlways = 64;  // of every kernel that has UDP_SEGMENT
   constexpr unsigned kNewer = 128;

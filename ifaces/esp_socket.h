@@ -23,6 +23,8 @@ struct OuterOptions {
 // Non-blocking, GRO on, TOS and traffic class reported, large buffers. Throws std::system_error
 // that names the call and the address.
 [[nodiscard]] UniqueFd open_udp(const Endpoint& local, Shard shard, OuterOptions options);
+// May this process give its packets a mark? Throws std::system_error that says what it needs.
+void check_mark(const IpAddress& local);
 // Does this kernel take UDP_SEGMENT? Most segments of one send: 0 (no), 64, or 128 (Linux 6.9).
 [[nodiscard]] unsigned probe_udp_gso(const IpAddress& local);
 

@@ -188,12 +188,13 @@ struct Netlink::State {
     return a;
   }
 
-  Route route(const std::string& operation, const std::string& device, const Prefix& to) {
+  Route route(const std::string& operation, const std::string& device, const Prefix& to,
+              std::uint32_t table) {
     Route r = must(Route(rtnl_route_alloc()));
     const NlAddress destination = to_nl(to.network());
     rtnl_route_set_family(r.get(), static_cast<std::uint8_t>(af(to.address.family)));
     check(operation, to.str(), rtnl_route_set_dst(r.get(), destination.get()));
-    rtnl_route_set_table(r.get(), RT_TABLE_MAIN);
+    rtnl_route_set_table(r.get(), table);
     rtnl_route_set_protocol(r.get(), RTPROT_STATIC);
     rtnl_route_set_type(r.get(), RTN_UNICAST);
     rtnl_route_set_scope(r.get(),
@@ -204,8 +205,8 @@ struct Netlink::State {
     return r;
   }
 
-  // Is there a route of ours (main table, static, this device) to exactly this prefix?
-  bool has_route(const Prefix& to, int device) {
+  // Is there a route of ours (static, this device) to exactly this prefix?
+  bool has_route(const Prefix& to, int device, std::uint32_t table) {
     nl_cache* dump = nullptr;
     check("list routes", to.str(),
           rtnl_route_alloc_cache(socket.get(), af(to.address.family), 0, &dump));
@@ -213,7 +214,7 @@ struct Netlink::State {
     const Prefix wanted = to.network();
     for (nl_object* o = nl_cache_get_first(cache.get()); o != nullptr; o = nl_cache_get_next(o)) {
       auto* r = reinterpret_cast<rtnl_route*>(o);
-      if (rtnl_route_get_table(r) != RT_TABLE_MAIN || rtnl_route_get_protocol(r) != RTPROT_STATIC ||
+      if (rtnl_route_get_table(r) != table || rtnl_route_get_protocol(r) != RTPROT_STATIC ||
           rtnl_route_get_nnexthops(r) != 1 ||
           rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(r, 0)) != device)
         continue;
@@ -299,15 +300,17 @@ void Netlink::remove_address(const std::string& device, const Prefix& address) {
                 rtnl_addr_delete(state_->socket.get(), a.get(), 0));
 }
 
-void Netlink::add_route(const std::string& device, const Prefix& to, const IpAddress& source) {
-  const Route r = state_->route("add route", device, to);
+void Netlink::add_route(const std::string& device, const Prefix& to, const IpAddress& source,
+                        std::uint32_t table) {
+  if (table == 0) table = RT_TABLE_MAIN;
+  const Route r = state_->route("add route", device, to, table);
   if (source.family != Family::none)
     state_->check("add route", to.str(), rtnl_route_set_pref_src(r.get(), to_nl(source).get()));
   // Without NLM_F_EXCL the kernel would replace whatever route to this prefix comes first.
   int error = rtnl_route_add(state_->socket.get(), r.get(), NLM_F_EXCL);
   if (error < 0 && state_->kernel_errno == EEXIST) {
     const int device_index = rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(r.get(), 0));
-    if (state_->has_route(to, device_index))
+    if (state_->has_route(to, device_index, table))
       error = rtnl_route_add(state_->socket.get(), r.get(), NLM_F_REPLACE);
     else
       state_->kernel_errno = EEXIST;
@@ -315,8 +318,8 @@ void Netlink::add_route(const std::string& device, const Prefix& to, const IpAdd
   state_->check("add route", to.str() + " dev " + device, error);
 }
 
-void Netlink::remove_route(const std::string& device, const Prefix& to) {
-  const Route r = state_->route("remove route", device, to);
+void Netlink::remove_route(const std::string& device, const Prefix& to, std::uint32_t table) {
+  const Route r = state_->route("remove route", device, to, table == 0 ? RT_TABLE_MAIN : table);
   state_->check("remove route", to.str() + " dev " + device,
                 rtnl_route_delete(state_->socket.get(), r.get(), 0));
 }

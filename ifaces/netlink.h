@@ -28,8 +28,10 @@ class Netlink {
   void add_address(const std::string& device, const Prefix& address);
   void remove_address(const std::string& device, const Prefix& address);
   // `source`: preferred source address, if set. Replaces a route of ours to the same prefix.
-  void add_route(const std::string& device, const Prefix& to, const IpAddress& source = {});
-  void remove_route(const std::string& device, const Prefix& to);
+  // `table` 0: main.
+  void add_route(const std::string& device, const Prefix& to, const IpAddress& source = {},
+                 std::uint32_t table = 0);
+  void remove_route(const std::string& device, const Prefix& to, std::uint32_t table = 0);
   // Is it an address of this host?
   [[nodiscard]] bool is_local(const IpAddress& address);
   // The source address of the default route (libreswan's %defaultroute).

@@ -163,7 +163,8 @@ SaSpec sa_of(const Conn& c, const View& v, std::uint32_t reqid) {
   sa.suite = c.esp;
   sa.esn = c.esn;
   sa.window_bits = c.replay_window;
-  sa.follow_peer = c.encapsulation == Encapsulation::udp;
+  sa.follow_peer = c.encapsulation == Encapsulation::udp && c.nat_follow;
+  sa.outer_mark = c.mark_outer;
   sa.name = c.name;
   return sa;
 }
@@ -202,6 +203,7 @@ std::vector<Subnet> peer_subnets(const Conn& conn, Side own) {
 
 std::optional<Prefix> looping_route(const Conn& conn, Side own) {
   if (!conn.vti_routing || conn.action != PolicyAction::protect) return std::nullopt;
+  if (conn.mark_outer != 0) return std::nullopt;
   const IpAddress& remote = remote_address(conn, own);
   const Family local_family =
       remote_address(conn, own == Side::left ? Side::right : Side::left).family;
@@ -221,8 +223,10 @@ std::string loop_text(const Conn& conn, Side own, const Prefix& route) {
   const std::string device =
       conn.vti_interface.empty() ? std::string(kDefaultDevice) : conn.vti_interface;
   return "a route to " + route.str() + " covers the peer " + peer +
-         " itself and would lead the tunnel's own packets into the tunnel; write vti-routing=no, "
-         "and make the routes you want by hand (ip route add PREFIX dev " +
+         " itself and would lead the tunnel's own packets into the tunnel; write mark-outer=auto, "
+         "which "
+         "routes those by a rule of their own, or vti-routing=no, and make the routes you want by "
+         "hand (ip route add PREFIX dev " +
          device + ")";
 }
 
@@ -250,7 +254,13 @@ Compiled compile(const Conn& conn, Side own, const IpAddress& local, StaticKeys 
   result.device.remote = shared ? IpAddress{} : v.remote;
   result.mtu = conn.mtu;
   result.addresses = own == Side::left ? conn.leftvti : conn.rightvti;
-  if (conn.vti_routing) result.routes = routes_to(v.peer);
+  if (conn.vti_routing) {
+    for (const Prefix& route : routes_to(v.peer)) {
+      const bool may_loop = route.address.family == v.remote.family &&
+                            (v.remote.is_any() || route.contains(v.remote));
+      (may_loop && conn.mark_outer != 0 ? result.unmarked_routes : result.routes).push_back(route);
+    }
+  }
   add_policies(conn, v, reqid, result);
 
   result.sa_out = sa_of(conn, v, reqid);

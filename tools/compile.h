@@ -49,6 +49,9 @@ struct Compiled {
   std::optional<unsigned> mtu;            // as configured
   std::vector<ifaces::Prefix> addresses;  // of the device
   std::vector<ifaces::Prefix> routes;     // through the device
+  // Those that may cover the peer: through the device too, but not for the outer packets, which
+  // bear sa_out.outer_mark.
+  std::vector<ifaces::Prefix> unmarked_routes;
   std::vector<dataplane::PolicySpec> policies;  // out and in, one of each per pair of subnets
   dataplane::SaSpec sa_out, sa_in;              // next_seq and seq_limit are the caller's to set
 };

@@ -45,6 +45,8 @@ struct Conn {
   std::vector<ifaces::Prefix> leftvti, rightvti;
   dataplane::Encapsulation encapsulation = dataplane::Encapsulation::udp;
   std::uint16_t left_port = 4500, right_port = 4500;  // UDP
+  bool nat_follow = true;                             // the peer's address may change
+  std::uint32_t mark_outer = 0;                       // SO_MARK of outer packets; 0: none
   crypto::Suite esp = crypto::Suite::aes_gcm256;
   bool esn = true;
   std::uint32_t replay_window = 4096;
@@ -52,6 +54,10 @@ struct Conn {
   std::filesystem::path keys;  // absolute; empty without SAs
   auto operator<=>(const Conn&) const = default;
 };
+
+// mark-outer=auto. Outside the bits that Kubernetes (0x4000, 0x8000) and Tailscale (0x40000,
+// 0x80000 under 0xff0000) look at.
+inline constexpr std::uint32_t kAutoOuterMark = 0x45530000;
 
 struct Globals {
   std::string io = "auto";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <stdexcept>
 
 #include "dataplane/replay_window.h"
@@ -53,6 +54,16 @@ void set_mark_out(Draft& d, const std::string& v, const Folder&) {
   d.conn.mark_out = parse_mark(v);
 }
 
+void set_mark_outer(Draft& d, const std::string& v, const Folder&) {
+  if (v == "no") {
+    d.conn.mark_outer = 0;
+  } else if (v == "auto") {
+    d.conn.mark_outer = kAutoOuterMark;
+  } else {
+    d.conn.mark_outer = parse_number(v, 1, std::numeric_limits<std::uint32_t>::max());
+  }
+}
+
 void set_esp(Draft& d, const std::string& v, const Folder&) {
   d.conn.esp = parse_esp(v);
 }
@@ -95,7 +106,7 @@ void set_priority(Draft& d, const std::string& v, const Folder&) {
   d.conn.priority = parse_number(v, 0, 0xffffffff);
 }
 
-constexpr std::array<ConnOption, 30> kConnOptions = {{
+constexpr std::array<ConnOption, 32> kConnOptions = {{
     {"left", "left", "address of one gateway, %any or %defaultroute", set_left},
     {"right", "right", "address of the other gateway, %any or %defaultroute", set_right},
     {"leftsubnet", "leftsubnet", "prefixes behind left", set_leftsubnet},
@@ -144,6 +155,10 @@ constexpr std::array<ConnOption, 30> kConnOptions = {{
      [](Draft& d, const std::string& v, const Folder&) {
        d.conn.right_port = static_cast<std::uint16_t>(parse_number(v, 1, 65535));
      }},
+    {"nat-follow", "nat-follow", "yes: the peer may change its address, no: pinned",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.nat_follow = parse_yes_no(v); }},
+    {"mark-outer", "mark-outer", "NUMBER, auto or no: fwmark of the tunnel's own packets",
+     set_mark_outer},
     {"esp", "esp", "suite", set_esp},
     {"phase2alg", "esp", "the same", set_esp},
     {"esn", "esn", "yes: 64-bit sequence numbers",

@@ -1,5 +1,6 @@
 #include "tools/device_pool.h"
 
+#include <array>
 #include <cerrno>
 #include <fstream>
 #include <stdexcept>
@@ -47,6 +48,25 @@ void prepare_ipv6(const std::string& device, Ipv6Use use, Ipv6Use before) {
   set_ipv6(device, "disable_ipv6", 0);
 }
 
+// The rules and the table of routes that must not lead outer packets. The place is any in front of
+// the main table's rule (32766) that leaves room for a user's own on both sides.
+constexpr std::uint32_t kOuterTable = 4500;
+constexpr std::uint32_t kFirstRule = 4500;
+constexpr std::uint32_t kMainTable = 254;
+constexpr std::uint32_t kLastRule = kFirstRule + 1 + 2 * 129;
+
+// Marked packets skip what follows; all others ask for each prefix, the longest first, whether the
+// main table knows better, and then take our route.
+std::array<ifaces::PolicyRule, 4> rules_for(const ifaces::Prefix& route, std::uint32_t mark) {
+  const ifaces::Prefix anywhere{ifaces::IpAddress::any(route.address.family), 0};
+  const std::uint32_t place = kFirstRule + 1 + 2 * (route.address.bits() - route.length);
+  ifaces::PolicyRule end{kLastRule, anywhere, 0, 0, 0, {}};
+  ifaces::PolicyRule skip{kFirstRule, anywhere, mark, 0, kLastRule, {}};
+  ifaces::PolicyRule better{place, route.network(), 0, kMainTable, 0, route.length};
+  ifaces::PolicyRule ours{place + 1, route.network(), 0, kOuterTable, 0, {}};
+  return {end, skip, better, ours};
+}
+
 }  // namespace
 
 bool same_device(const dataplane::DeviceSpec& a, const dataplane::DeviceSpec& b) {
@@ -62,6 +82,8 @@ DeviceLease& DeviceLease::operator=(DeviceLease&& other) noexcept {
   mtu_ = other.mtu_;
   addresses_ = std::move(other.addresses_);
   routes_ = std::move(other.routes_);
+  unmarked_routes_ = std::move(other.unmarked_routes_);
+  rules_ = std::move(other.rules_);
   return *this;
 }
 
@@ -72,6 +94,24 @@ void DeviceLease::add_routes(const std::vector<ifaces::Prefix>& routes) {
     if (users == 0) pool_->netlink_.add_route(device_, route);
     ++users;
     routes_.push_back(route);
+  }
+}
+
+void DeviceLease::add_unmarked_routes(const std::vector<ifaces::Prefix>& routes,
+                                      std::uint32_t mark) {
+  DevicePool::Device& device = pool_->devices_.at(device_);
+  for (const ifaces::Prefix& route : routes) {
+    // The rules first: until they are all there the route would be a loop.
+    for (const ifaces::PolicyRule& rule : rules_for(route, mark)) {
+      unsigned& users = pool_->rules_[rule];
+      if (users == 0) pool_->policy_rules_.add(rule);
+      ++users;
+      rules_.push_back(rule);
+    }
+    unsigned& users = device.unmarked_routes[route];
+    if (users == 0) pool_->netlink_.add_route(device_, route, {}, kOuterTable);
+    ++users;
+    unmarked_routes_.push_back(route);
   }
 }
 
@@ -89,10 +129,14 @@ DeviceLease DeviceLease::share() const {
   out.mtu_ = mtu_;
   out.addresses_ = addresses_;
   out.routes_ = routes_;
+  out.unmarked_routes_ = unmarked_routes_;
+  out.rules_ = rules_;
   ++device.users;
   device.mtus.insert(mtu_);
   for (const ifaces::Prefix& address : addresses_) ++device.addresses[address];
   for (const ifaces::Prefix& route : routes_) ++device.routes[route];
+  for (const ifaces::Prefix& route : unmarked_routes_) ++device.unmarked_routes[route];
+  for (const ifaces::PolicyRule& rule : rules_) ++pool_->rules_[rule];
   return out;
 }
 
@@ -182,8 +226,13 @@ void DevicePool::leave(DeviceLease& lease) noexcept {
   Device& device = found->second;
   if (--device.users == 0) {
     remove(lease.device_);  // addresses and routes go with it
+    remove_rules(lease);
     return;
   }
+  for (const ifaces::Prefix& route : lease.unmarked_routes_)
+    if (--device.unmarked_routes[route] == 0)
+      attempt([&] { netlink_.remove_route(lease.device_, route, kOuterTable); });
+  remove_rules(lease);
   for (const ifaces::Prefix& route : lease.routes_)
     if (--device.routes[route] == 0) attempt([&] { netlink_.remove_route(lease.device_, route); });
   for (const ifaces::Prefix& address : lease.addresses_)
@@ -191,6 +240,15 @@ void DevicePool::leave(DeviceLease& lease) noexcept {
       attempt([&] { netlink_.remove_address(lease.device_, address); });
   device.mtus.erase(device.mtus.find(lease.mtu_));
   attempt([&] { netlink_.set_link(lease.device_, {*device.mtus.begin(), true, true}); });
+}
+
+void DevicePool::remove_rules(const DeviceLease& lease) noexcept {
+  for (const ifaces::PolicyRule& rule : lease.rules_) {
+    const auto found = rules_.find(rule);
+    if (found == rules_.end() || --found->second > 0) continue;
+    rules_.erase(found);
+    attempt([&] { policy_rules_.remove(rule); });
+  }
 }
 
 void DevicePool::remove(const std::string& name) noexcept {

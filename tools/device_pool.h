@@ -11,6 +11,7 @@
 
 #include "dataplane/dataplane.h"
 #include "ifaces/netlink.h"
+#include "ifaces/policy_rule.h"
 #include "tools/log.h"
 
 namespace espalier::tools {
@@ -40,6 +41,9 @@ class DeviceLease {
 
   // Throws std::system_error; what was added before stays.
   void add_routes(const std::vector<ifaces::Prefix>& routes);
+  // The same, but packets that bear `mark` are routed as if these were not there (Linux's rules,
+  // `ip rule`): what the main table knows better still goes its way, as among routes of one table.
+  void add_unmarked_routes(const std::vector<ifaces::Prefix>& routes, std::uint32_t mark);
   void release() noexcept;
   // Another lease of the same: what replaces a conn comes up while the routes still lead into the
   // device, so that nothing leaves in the clear meanwhile.
@@ -54,7 +58,8 @@ class DeviceLease {
   DevicePool* pool_ = nullptr;
   std::string device_;
   unsigned mtu_ = 0;
-  std::vector<ifaces::Prefix> addresses_, routes_;
+  std::vector<ifaces::Prefix> addresses_, routes_, unmarked_routes_;
+  std::vector<ifaces::PolicyRule> rules_;
 };
 
 class DevicePool {
@@ -83,12 +88,14 @@ class DevicePool {
     unsigned users = 0;
     Ipv6Use ipv6{};
     std::multiset<unsigned> mtus;
-    std::map<ifaces::Prefix, unsigned> addresses, routes;  // and how many conns want it
+    // And how many conns want it.
+    std::map<ifaces::Prefix, unsigned> addresses, routes, unmarked_routes;
   };
 
   Device& create(const dataplane::DeviceSpec& spec, Ipv6Use ipv6);
   void relax(const std::string& device);
   void leave(DeviceLease& lease) noexcept;
+  void remove_rules(const DeviceLease& lease) noexcept;
   void remove(const std::string& name) noexcept;
   // Runs `undo`; what fails while taking down is told, and does not stop the rest.
   template <typename Undo>
@@ -97,6 +104,8 @@ class DevicePool {
   dataplane::Dataplane& dataplane_;
   ifaces::Netlink& netlink_;
   const Log& log_;
+  ifaces::PolicyRules policy_rules_;
+  std::map<ifaces::PolicyRule, unsigned> rules_;  // and how many leases want it
   std::map<std::string, Device> devices_;
 };
 

@@ -3,6 +3,7 @@
 #include <net/if.h>
 
 #include <algorithm>
+#include <fstream>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -55,6 +56,18 @@ Ipv6Use ipv6_use(const Compiled& compiled) {
     out = Ipv6Use::unicast;
   }
   return out;
+}
+
+// The kernel asks without a mark whether a source address fits the device that its packet came
+// through (fib_validate_source), and hears that the peer is behind the tunnel.
+bool strict_reverse_path(const std::string& device) {
+  const auto value = [](const std::string& name) {
+    std::ifstream file("/proc/sys/net/ipv4/conf/" + name + "/rp_filter");
+    int number = 0;
+    file >> number;
+    return number;
+  };
+  return std::max(value("all"), value(device)) == 1;  // 2 is the loose check
 }
 
 }  // namespace
@@ -140,6 +153,25 @@ void RunningConn::bring_up(Compiled compiled) {
     out_ = site_.dataplane.add_sa(std::move(compiled.sa_out));
   }
   if (compiled.uses_device) device_.add_routes(compiled.routes);
+  if (!compiled.unmarked_routes.empty()) {
+    warn_of_strict_reverse_path();
+    device_.add_unmarked_routes(compiled.unmarked_routes, compiled.sa_out.outer_mark);
+  }
+}
+
+void RunningConn::warn_of_strict_reverse_path() const {
+  if (peer_.address.is_any() || peer_.address.family != Family::v4) return;
+  std::string towards;
+  try {
+    towards = site_.netlink.route_device(peer_.address);
+  } catch (const std::system_error&) {
+    return;  // no route yet, so no device to speak of
+  }
+  if (strict_reverse_path(towards))
+    site_.log.warning("conn " + identity_.conn.name +
+                      ": rp_filter is 1, and would drop what comes from the peer; write "
+                      "sysctl -w net.ipv4.conf." +
+                      towards + ".rp_filter=2");
 }
 
 void RunningConn::take_down() noexcept {

@@ -85,6 +85,7 @@ class RunningConn {
  private:
   void bring_up(Compiled compiled);
   void take_down() noexcept;
+  void warn_of_strict_reverse_path() const;
   [[nodiscard]] unsigned derive_mtu(const Compiled& compiled) const;
 
   const Site& site_;

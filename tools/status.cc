@@ -176,7 +176,8 @@ json device_json(const dataplane::DeviceStatus& d) {
   return {{"name", d.name},         {"ikey", d.ikey},
           {"okey", d.okey},         {"rx_packets", d.rx.packets},
           {"rx_bytes", d.rx.bytes}, {"tx_packets", d.tx.packets},
-          {"tx_bytes", d.tx.bytes}, {"tx_no_sa", d.tx_no_sa}};
+          {"tx_bytes", d.tx.bytes}, {"tx_no_sa", d.tx_no_sa},
+          {"tx_loops", d.tx_loops}};
 }
 
 json sa_json(const dataplane::SaStatus& s, Clock::time_point now) {

@@ -299,6 +299,24 @@ TEST(Compile, RefusesARouteIntoItself) {
   EXPECT_THAT(compile_of(text + "vti-routing=no\n", Side::right).routes, IsEmpty());
 }
 
+TEST(Compile, MarkOuterSetsApartWhatCoversThePeer) {
+  const std::string text =
+      kEnds + "leftsubnet=192.1.0.0/16,10.1.3.0/24\nrightsubnet=10.1.4.0/24\nmark-outer=77\n";
+  const Compiled right = compile_of(text, Side::right);
+  EXPECT_EQ(right.sa_out.outer_mark, 77U);
+  ASSERT_EQ(right.unmarked_routes.size(), 1U);
+  EXPECT_EQ(right.unmarked_routes.front().str(), "192.1.0.0/16");
+  ASSERT_EQ(right.routes.size(), 1U);
+  EXPECT_EQ(right.routes.front().str(), "10.1.3.0/24");
+  EXPECT_EQ(compile_of(kEnds + kSubnets + "mark-outer=auto\n", Side::left).sa_out.outer_mark,
+            kAutoOuterMark);
+}
+
+TEST(Compile, NatFollow) {
+  EXPECT_TRUE(compile_of(kEnds + kSubnets, Side::left).sa_in.follow_peer);
+  EXPECT_FALSE(compile_of(kEnds + kSubnets + "nat-follow=no\n", Side::left).sa_in.follow_peer);
+}
+
 TEST(Compile, RefusesKeysOfAnotherSuite) {
   const Conn conn = conn_of(kEnds + kSubnets);
   EXPECT_THAT(
