@@ -46,6 +46,17 @@ def whole_packets(box, device):
         fcntl.ioctl(control, SIOCETHTOOL, request)
 
 
+# Run inside, with the names of devices.
+NO_GRO = """
+import array, fcntl, socket, struct, sys
+control = socket.socket()
+for device in sys.argv[1:]:
+    value = array.array("I", [0x2C, 0])  # ETHTOOL_SGRO
+    request = struct.pack("16sP", device.encode(), value.buffer_info()[0])
+    fcntl.ioctl(control, 0x8946, request)
+"""
+
+
 class Uml:
     """A running kernel. `cables`: the boxes that its vec0, vec1 … lead to, as (Namespace, name of the
     device there)."""
@@ -89,6 +100,7 @@ class Uml:
             whole_packets(box, device)
             box.ip(f"link set {device} up")
             self.shell(f"echo 0 >{ipv6}")
+        self.no_gro(*(f"vec{number}" for number in range(len(cables))))
 
     def _answer(self, timeout):
         """The next line from the other side."""
@@ -121,6 +133,10 @@ class Uml:
         os.unlink(f"{base}.out")
         assert not check or status == "0", f"uml: {script}\n{output}"
         return output
+
+    def no_gro(self, *devices):
+        """No joining of packets: the driver of this kernel sends what was joined with other content."""
+        self.shell(f"python3 -I -S - {' '.join(devices)} <<'END'\n{NO_GRO}END\n")
 
     def ip(self, words, check=True):
         return self.shell(f"ip {words}", check=check)

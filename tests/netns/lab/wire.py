@@ -61,7 +61,7 @@ def esp_packet(ip):
 
 def _segments(ip, gso_type, gso_size):
     """A UDP GSO super-packet as the datagrams that it stands for."""
-    if gso_type & 0x7F != VNET_GSO_UDP_L4 or not gso_size:
+    if gso_type & 0x7F != VNET_GSO_UDP_L4 or not gso_size or not ip:
         return [ip]
     header = (ip[0] & 15) * 4 + 8 if ip[0] >> 4 == 4 else 48
     payload = ip[header:]
@@ -93,18 +93,21 @@ class Capture:
     def __exit__(self, *_):
         self.close()
 
-    def packets(self):
-        """What has come so far and was not taken yet."""
-        taken = []
+    def frames(self):
+        """What has come so far and was not taken yet: (link header, IP packet)."""
         while True:
             try:
                 frame = self.socket.recv(1 << 17)
             except BlockingIOError:
-                return taken
+                return
             gso_type, _, gso_size = struct.unpack_from("=BHH", frame, 1)
-            ip = frame[10 + self.link_header :]
-            if ip and ip[0] >> 4 in (4, 6):
-                taken += _segments(ip, gso_type, gso_size)
+            end = 10 + self.link_header
+            for ip in _segments(frame[end:], gso_type, gso_size):
+                yield frame[10:end], ip
+
+    def packets(self):
+        """The IP packets that have come so far and were not taken yet."""
+        return [ip for _, ip in self.frames() if ip and ip[0] >> 4 in (4, 6)]
 
     def esp(self):
         return [packet for packet in map(esp_packet, self.packets()) if packet]
