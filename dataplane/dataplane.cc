@@ -14,6 +14,7 @@
 #include "dataplane/tables.h"
 #include "dataplane/worker.h"
 #include "ifaces/esp_socket.h"
+#include "ifaces/ike_socket.h"
 
 namespace espalier::dataplane {
 namespace {
@@ -162,7 +163,8 @@ struct Dataplane::State {
   void retire(const Limits* limits);
   void grace();
 
-  OuterSocket& socket_for(const SaSpec& spec);
+  OuterSocket& socket_for(Encapsulation encapsulation, const ifaces::Endpoint& local);
+  void open_ike(OuterSocket& socket, std::uint32_t mark);
   void open_socket(OuterSocket& socket);
   void release_socket(OuterSocket& socket);
   void attach(std::vector<ifaces::UniqueFd>& fds, std::vector<ifaces::Port>& ports,
@@ -332,13 +334,14 @@ void Dataplane::State::open_socket(OuterSocket& socket) {
   attach(socket.fds, socket.ports, kind, {nullptr, &socket});
 }
 
-OuterSocket& Dataplane::State::socket_for(const SaSpec& spec) {
+OuterSocket& Dataplane::State::socket_for(Encapsulation encapsulation,
+                                          const ifaces::Endpoint& local) {
   for (const auto& socket : sockets)
-    if (socket->encapsulation == spec.encapsulation && socket->local == spec.local) return *socket;
+    if (socket->encapsulation == encapsulation && socket->local == local) return *socket;
   auto socket = std::make_unique<OuterSocket>();
-  socket->encapsulation = spec.encapsulation;
-  socket->local = spec.local;
-  socket->local_words = words(spec.local.address);
+  socket->encapsulation = encapsulation;
+  socket->local = local;
+  socket->local_words = words(local.address);
   open_socket(*socket);
   sockets.push_back(std::move(socket));
   return *sockets.back();
@@ -347,7 +350,38 @@ OuterSocket& Dataplane::State::socket_for(const SaSpec& spec) {
 void Dataplane::State::release_socket(OuterSocket& socket) {
   if (--socket.users > 0) return;
   detach(socket.ports);
+  detach(socket.injectors);
   std::erase_if(sockets, [&socket](const auto& s) { return s.get() == &socket; });
+}
+
+void Dataplane::State::open_ike(OuterSocket& socket, std::uint32_t mark) {
+  socket.ike = ifaces::open_ike(socket.local, socket.fds, 0, mark);
+  const bool v6 = socket.local.address.family == ifaces::Family::v6;
+  for (std::size_t w = 0; w < workers.size(); ++w)
+    socket.injector_fds.push_back(ifaces::open_injector(socket.local.address.family));
+  // No owner: what this port could receive is nobody's.
+  attach(socket.injector_fds, socket.injectors,
+         v6 ? ifaces::PortKind::raw_esp6 : ifaces::PortKind::raw_esp4, {});
+  socket.ike_address_length = ifaces::Endpoint{socket.local.address, 0}.to(socket.ike_address);
+  socket.has_ike.store(true, std::memory_order_release);
+}
+
+int Dataplane::ike_socket(const ifaces::Endpoint& local, std::uint32_t mark) {
+  State& s = *state_;
+  OuterSocket& socket = s.socket_for(Encapsulation::udp, local);
+  if (socket.has_ike.load(std::memory_order_relaxed)) return socket.ike.get();
+  ++socket.users;  // the daemon counts as one, for good
+  try {
+    s.open_ike(socket, mark);
+  } catch (...) {
+    s.detach(socket.injectors);
+    socket.injectors.clear();
+    socket.injector_fds.clear();
+    socket.ike = {};
+    s.release_socket(socket);
+    throw;
+  }
+  return socket.ike.get();
 }
 
 void Dataplane::State::check(const SaSpec& spec) const {
@@ -398,7 +432,7 @@ SaId Dataplane::add_sa(SaSpec spec) {
   State& s = *state_;
   s.check(spec);
   if (spec.outer_mark != 0) ifaces::check_mark(spec.local.address);
-  OuterSocket& socket = s.socket_for(spec);
+  OuterSocket& socket = s.socket_for(spec.encapsulation, spec.local);
   ++socket.users;
   try {
     if (spec.direction == Direction::out) {

@@ -128,6 +128,11 @@ class Dataplane {
   // Outbound: numbers up to `limit` may be used from now on.
   void extend_limit(SaId id, std::uint64_t limit);
 
+  // The socket of an IKE daemon on the UDP port `local` (ifaces/ike_socket.h), which stays ours and
+  // open as long as this lives; it may have been asked for before. Until it is, IKE's datagrams are
+  // dropped (no_ike). `mark`: SO_MARK. Throws std::system_error, or std::runtime_error.
+  [[nodiscard]] int ike_socket(const ifaces::Endpoint& local, std::uint32_t mark);
+
   // Sends one 0xFF (RFC 3948 §2.3) to every known peer of UDP SAs to which nothing was sent for
   // `idle`, an earlier one of these included.
   void send_keepalives(std::chrono::seconds idle);

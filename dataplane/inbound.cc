@@ -2,6 +2,7 @@
 
 #include "dataplane/bytes.h"
 #include "dataplane/esp.h"
+#include "dataplane/ike_packet.h"
 
 namespace espalier::dataplane {
 
@@ -12,7 +13,8 @@ Inbound::Inbound(unsigned worker, ifaces::Engine& engine, const Sad& sad, Worker
       sad_(sad),
       counters_(counters),
       reporter_(events),
-      coalescer_(offloads) {}
+      coalescer_(offloads),
+      ike_(new std::uint8_t[kIkeBytes]) {}  // not written before there is IKE
 
 void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) noexcept {
   std::uint8_t* data = received.data;
@@ -45,7 +47,7 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   if (len < kEspHeader) return counters_.drop(Drop::too_short);
   const auto spi = load_be<std::uint32_t>(data);
   if (spi == 0 && socket.encapsulation == Encapsulation::udp)
-    return counters_.drop(Drop::no_ike);  // the non-ESP marker, RFC 3948 §2.2
+    return forward_ike(socket, received, {data, len});  // the non-ESP marker, RFC 3948 §2.2
 
   if (sa_ == nullptr || static_cast<std::uint32_t>(sa_->spi) != spi || sa_->socket != &socket ||
       count_ == kDecapBatch) {
@@ -65,6 +67,25 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   packet.len = len;
   packet.outer_tos = received.tos;
   packet.peer = &received.peer;
+}
+
+void Inbound::forward_ike(const OuterSocket& socket, const ifaces::Received& received,
+                          std::span<const std::uint8_t> datagram) noexcept {
+  if (!socket.has_ike.load(std::memory_order_acquire) ||
+      ike_used_ + kIkeHeadroom + datagram.size() > kIkeBytes)
+    return counters_.drop(Drop::no_ike);
+  std::uint8_t* packet = &ike_[ike_used_];
+  const std::size_t length =
+      write_ike_packet(received.peer, socket.local, received.tos, datagram, packet);
+  ike_used_ += length;
+  engine_.send({.port = socket.injectors[worker_],
+                .tos = 0,
+                .segment_size = 0,
+                .len = static_cast<std::uint32_t>(length),
+                .data = packet,
+                .to = &socket.ike_address,
+                .to_len = socket.ike_address_length},
+               1);
 }
 
 void Inbound::run_batch() noexcept {

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 
 #include "dataplane/coalesce.h"
 #include "dataplane/counters.h"
@@ -27,6 +28,7 @@ class Inbound final : private TunSink {
   // A turn starts; `now_ns`: steady clock.
   void begin_turn(std::int64_t now_ns) noexcept {
     now_ns_ = now_ns;
+    ike_used_ = 0;
     reporter_.begin_turn(now_ns);
   }
   // For a turn with many SAs: both for each receive, one after the other, before add().
@@ -39,6 +41,8 @@ class Inbound final : private TunSink {
  private:
   void add_datagram(const OuterSocket& socket, const ifaces::Received& received, std::uint8_t* data,
                     std::uint32_t len) noexcept;
+  void forward_ike(const OuterSocket& socket, const ifaces::Received& received,
+                   std::span<const std::uint8_t> datagram) noexcept;
   void run_batch() noexcept;
   void drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept;
   void follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept;
@@ -54,6 +58,10 @@ class Inbound final : private TunSink {
   Device* device_ = nullptr;  // whose packets the coalescer holds
   InboundSa* sa_ = nullptr;   // of the run being collected
   std::int64_t now_ns_ = 0;
+  // IKE datagrams on their way to the IKE daemon's socket; they stay until the next turn.
+  static constexpr std::size_t kIkeBytes = std::size_t{1} << 17;  // the longest one, and many more
+  std::unique_ptr<std::uint8_t[]> ike_;
+  std::size_t ike_used_ = 0;
   std::size_t count_ = 0;
   std::array<InboundPacket, kDecapBatch> run_;
 };

@@ -1,7 +1,11 @@
 #include "tools/control_api.h"
 
+#include <fcntl.h>
+
 #include <array>
+#include <cerrno>
 #include <memory>
+#include <system_error>
 #include <utility>
 
 #include "tools/config_values.h"
@@ -65,11 +69,27 @@ ControlApi::ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, D
   server.on("policy-list", [this](const json& r) { return policy_list(r); });
   server.on("vti-list", [this](const json& r) { return vti_list(r); });
   server.on("flush", [this](const json& r) { return flush(r); });
+  server.on_session("ike-socket", [this](const ControlRequest& r) { return ike_socket(r); });
   server.on_session("subscribe", [](const ControlRequest& r) {
     Fields(r.body).done();
     r.session.listening = true;
     return json::object();
   });
+}
+
+json ControlApi::ike_socket(const ControlRequest& request) {
+  Fields fields(request.body);
+  const auto address = fields.address("local");
+  const auto port = static_cast<std::uint16_t>(fields.number("port", 1, 65535).value_or(4500));
+  const auto mark = static_cast<std::uint32_t>(fields.number("mark", 0, 0xffffffff).value_or(0));
+  fields.done();
+  if (!address || address->is_any())
+    fields.refuse("local", "is missing; write an address of this host, as SAs have it");
+  const ifaces::Endpoint local{*address, port};
+  const int fd = ::fcntl(dataplane_.ike_socket(local, mark), F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "fcntl F_DUPFD_CLOEXEC");
+  request.session.descriptor.reset(fd);
+  return {{"local", local.str()}};
 }
 
 json ControlApi::change(const ControlRequest& request) {

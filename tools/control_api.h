@@ -41,6 +41,7 @@ class ControlApi {
   };
 
   nlohmann::json change(const ControlRequest& request);
+  nlohmann::json ike_socket(const ControlRequest& request);
   nlohmann::json batch(const ControlRequest& request);
   void queue(Pending& pending, const nlohmann::json& ops,
              std::span<const crypto::SecretBytes> keys);
