@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 
 #include "dataplane/expiry.h"
 #include "dataplane/reporter.h"
 #include "dataplane/tables.h"
+#include "dataplane/used_numbers.h"
 #include "dataplane/worker.h"
 #include "ifaces/esp_socket.h"
 #include "ifaces/ike_socket.h"
@@ -161,7 +163,8 @@ struct Dataplane::State {
   void retire(std::unique_ptr<OutboundSa> sa);
   void retire(std::unique_ptr<InboundSa> sa);
   void retire(const Limits* limits);
-  void grace();
+  void grace();   // unless a batch puts it off
+  void settle();  // now
 
   OuterSocket& socket_for(Encapsulation encapsulation, const ifaces::Endpoint& local);
   void open_ike(OuterSocket& socket, std::uint32_t mark);
@@ -172,6 +175,7 @@ struct Dataplane::State {
   void detach(const std::vector<ifaces::Port>& ports);
   void fill(SaCommon& sa, const SaSpec& spec);
   void check(const SaSpec& spec) const;
+  [[nodiscard]] std::uint64_t first_number(const OutboundSa& sa, std::uint64_t asked);
   SaCommon& known(SaId id) const;
   void set_lifetime(SaCommon& sa, const Lifetime& lifetime, std::uint64_t margin_packets);
   void resize(InboundSa& sa, std::uint32_t window_bits) const;
@@ -187,8 +191,10 @@ struct Dataplane::State {
   // Out of the tables, and perhaps in a worker's hands.
   std::vector<std::unique_ptr<Policy>> old_policies;
   std::vector<std::unique_ptr<OutboundSa>> old_outbound;
+  std::set<crypto::Fingerprint> old_keys;  // of those
   std::vector<std::unique_ptr<InboundSa>> old_inbound;
   std::vector<std::unique_ptr<const Limits>> old_limits;
+  UsedNumbers used_numbers;
   unsigned batches = 0;
   std::vector<std::unique_ptr<OuterSocket>> sockets;
   std::vector<std::unique_ptr<Worker>> workers;  // destroyed first: they use all of the above
@@ -205,14 +211,21 @@ Dataplane::~Dataplane() = default;
 // --------------------------------------------------------------------------------- removal
 
 void Dataplane::State::grace() {
-  if (batches > 0) return;
+  if (batches == 0) settle();
+}
+
+void Dataplane::State::settle() {
   for (const auto& worker : workers) worker->call([](ifaces::Engine&) {});
   tables.reclaim();
   const std::size_t freed = old_policies.size() + old_outbound.size() + old_inbound.size();
   free_all(old_policies);
-  for (const auto& sa : old_outbound) release_socket(*sa->socket);
+  for (const auto& sa : old_outbound) {
+    used_numbers.remember(sa->key_name, sa->next_seq.load(std::memory_order_relaxed));
+    release_socket(*sa->socket);
+  }
   for (const auto& sa : old_inbound) release_socket(*sa->socket);
   free_all(old_outbound);
+  old_keys.clear();
   free_all(old_inbound);
   free_all(old_limits);
   expiries.compact(tables.sa_count(), [this](const auto& due) { return holds(due); });
@@ -224,6 +237,7 @@ void Dataplane::State::retire(std::unique_ptr<Policy> policy) {
   grace();
 }
 void Dataplane::State::retire(std::unique_ptr<OutboundSa> sa) {
+  old_keys.insert(sa->key_name);
   old_outbound.push_back(std::move(sa));
   grace();
 }
@@ -416,6 +430,7 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.suite = spec.suite;
   sa.backend = backend.name();
   sa.name = spec.name;
+  sa.key_name = crypto::fingerprint(spec.keymat.bytes());
   sa.added = std::chrono::steady_clock::now();
   sa.outer_mark = spec.outer_mark;
   const auto key = spec.keymat.bytes().first(suite.keys());
@@ -439,8 +454,7 @@ SaId Dataplane::add_sa(SaSpec spec) {
       auto sa = std::make_unique<OutboundSa>();
       s.fill(*sa, spec);
       sa->socket = &socket;
-      const std::uint64_t next_seq = std::max<std::uint64_t>(spec.next_seq, 1);
-      sa->next_seq.store(next_seq);
+      sa->next_seq.store(s.first_number(*sa, spec.next_seq));
       sa->seq_limit.store(std::min(spec.seq_limit, last_seq(*sa)));
       s.set_lifetime(*sa, spec.lifetime, margin_packets(*sa));
       const SaId id = sa->id;
@@ -472,6 +486,12 @@ void Dataplane::remove_sa(SaId id) {
 }
 
 // ------------------------------------------------------------------------------ the life of an SA
+
+// Where an outbound SA may start: never where its key has been before.
+std::uint64_t Dataplane::State::first_number(const OutboundSa& sa, std::uint64_t asked) {
+  if (old_keys.contains(sa.key_name)) settle();
+  return std::max(asked, used_numbers.next(sa.key_name));
+}
 
 SaCommon& Dataplane::State::known(SaId id) const {
   if (OutboundSa* out = tables.outbound(id)) return *out;

@@ -215,10 +215,10 @@ void ControlApi::publish(json event) {
   server_.publish(std::move(event));
 }
 
-void ControlApi::take_events() {
+void ControlApi::take(std::span<const dataplane::Event> events) {
   const auto now = Clock::now();
   const auto day = std::chrono::system_clock::now();
-  for (const dataplane::Event& event : dataplane_.take_events()) {
+  for (const dataplane::Event& event : events) {
     if (server_.has_listeners()) {
       const auto age =
           std::chrono::duration_cast<std::chrono::system_clock::duration>(now - event.when);

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -26,7 +27,7 @@ class ControlApi {
   ControlApi& operator=(const ControlApi&) = delete;
 
   // Tells those who listen, and removes what has expired.
-  void take_events();
+  void take(std::span<const dataplane::Event> events);
   void publish(nlohmann::json event);
 
  private:

@@ -13,6 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "tools/exec/front.h"
+#include "tools/xfrm/server.h"
+
 namespace espalier::tools {
 namespace {
 
@@ -100,6 +103,7 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
   api_.emplace(*control_, *dataplane_, *devices_, netlink_);
   add_operations();
+  open_xfrm();
   log_start();
   for (const Conn& conn : config_.conns) {
     Slot& slot = conns_.at(conn.name);
@@ -344,7 +348,9 @@ nlohmann::json Daemon::conn_down(const nlohmann::json& request) {
 void Daemon::run(const ifaces::UniqueFd& signals) {
   const ifaces::UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll) fail("epoll_create1");
-  for (const int fd : {signals.get(), control_->fd(), dataplane_->event_fd()}) {
+  for (const int fd :
+       {signals.get(), control_->fd(), dataplane_->event_fd(), xfrm_ ? xfrm_->fd() : -1}) {
+    if (fd < 0) continue;
     epoll_event event{};
     event.events = EPOLLIN;
     event.data.fd = fd;
@@ -352,7 +358,7 @@ void Daemon::run(const ifaces::UniqueFd& signals) {
   }
   for (;;) {
     const auto wait = std::chrono::ceil<milliseconds>(turn(Clock::now()) - Clock::now());
-    std::array<epoll_event, 3> events{};
+    std::array<epoll_event, 4> events{};
     const int count = ::epoll_wait(epoll.get(), events.data(), static_cast<int>(events.size()),
                                    static_cast<int>(std::max<std::int64_t>(wait.count(), 0)));
     if (count < 0 && errno != EINTR) fail("epoll_wait");
@@ -361,7 +367,9 @@ void Daemon::run(const ifaces::UniqueFd& signals) {
       if (fd == control_->fd())
         control_->serve();
       else if (fd == dataplane_->event_fd())
-        api_->take_events();
+        take_events();
+      else if (xfrm_ && fd == xfrm_->fd())
+        xfrm_->serve();
       else if (!follow_signals(signals))
         return;
     }
@@ -378,6 +386,21 @@ bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
     reload();
   }
   return true;
+}
+
+void Daemon::open_xfrm() {
+  const std::filesystem::path path = front::socket_path(config_.globals.control);
+  try {
+    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_);
+  } catch (const std::exception& e) {
+    log_.warning(std::string("espalier exec will not find this daemon: ") + e.what());
+  }
+}
+
+void Daemon::take_events() {
+  const std::vector<dataplane::Event> events = dataplane_->take_events();
+  api_->take(events);
+  if (xfrm_) xfrm_->take(events);
 }
 
 void Daemon::watch_devices() {
@@ -418,8 +441,12 @@ Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
   }
   next = std::min(next, watch_at_);
   if (const auto expiry = dataplane_->next_expiry()) {
-    if (now >= *expiry) api_->take_events();
+    if (now >= *expiry) take_events();
     next = std::min(next, dataplane_->next_expiry().value_or(next));
+  }
+  if (const auto deadline = xfrm_ ? xfrm_->deadline() : std::nullopt) {
+    if (now >= *deadline) xfrm_->serve();
+    next = std::min(next, xfrm_->deadline().value_or(next));
   }
   if (const auto deadline = control_->deadline()) {
     if (now >= *deadline) control_->serve();

@@ -26,6 +26,10 @@
 
 namespace espalier::tools {
 
+namespace xfrm {
+class Server;
+}
+
 // What the command line says; what it leaves open the file decides.
 struct DaemonOptions {
   std::filesystem::path config;  // empty: none, all comes over the control socket
@@ -91,6 +95,9 @@ class Daemon {
   nlohmann::json conn_down(const nlohmann::json& request);
   void log_up(const RunningConn& conn);
 
+  // Without its socket the daemon runs all the same: only `espalier exec` needs it.
+  void open_xfrm();
+  void take_events();
   // Tells once of each device that somebody else has deleted; the next reload makes it again.
   void watch_devices();
   // False: it is time to stop.
@@ -109,6 +116,7 @@ class Daemon {
   std::optional<DevicePool> devices_;
   std::optional<Site> site_;
   std::optional<ControlApi> api_;
+  std::unique_ptr<xfrm::Server> xfrm_;
   std::map<std::string, Slot> conns_;  // by name; those of config_
   std::uint32_t next_reqid_;
   Clock::time_point look_at_, keepalive_at_, watch_at_;

@@ -1,0 +1,68 @@
+#include "tools/xfrm/joins.h"
+
+#include <algorithm>
+
+namespace espalier::tools::xfrm {
+namespace {
+
+// IKE daemons count reqids from 1 or from 16384, the conns of the configuration from 2^30.
+constexpr std::uint32_t kFirstOwn = 0x80000000;
+
+using ifaces::IpAddress;
+
+bool meets(const IpAddress& a, const IpAddress& b) {
+  return a.is_any() || b.is_any() || a == b;
+}
+
+template <class Key>
+bool has_unknown(const Key& key) {
+  return std::get<1>(key).is_any() || std::get<2>(key).is_any();
+}
+
+}  // namespace
+
+Joins::Map::iterator Joins::find(const Key& key) {
+  const auto exact = joins_.find(key);
+  if (exact != joins_.end() || (unknown_ == 0 && !has_unknown(key))) return exact;
+  const auto& [reqid, one, other] = key;
+  for (auto it = joins_.lower_bound(Key{reqid, {}, {}});
+       it != joins_.end() && std::get<0>(it->first) == reqid; ++it) {
+    const auto& [unused, a, b] = it->first;
+    if ((meets(one, a) && meets(other, b)) || (meets(one, b) && meets(other, a))) return it;
+  }
+  return joins_.end();
+}
+
+std::uint32_t Joins::number_for(std::uint32_t reqid) {
+  if (reqid != 0 && !by_number_.contains(reqid)) return reqid;
+  std::uint32_t number = 0;
+  do {
+    number = kFirstOwn | next_++;
+  } while (by_number_.contains(number));
+  return number;
+}
+
+Joins::Join& Joins::take(std::uint32_t reqid, const IpAddress& one, const IpAddress& other) {
+  const Key key{reqid, std::min(one, other), std::max(one, other)};
+  auto found = find(key);
+  if (found == joins_.end()) {
+    Join join;
+    join.number = number_for(reqid);
+    found = joins_.emplace(key, std::move(join)).first;
+    by_number_.emplace(found->second.number, found);
+    if (has_unknown(key)) ++unknown_;
+  }
+  ++found->second.users;
+  return found->second;
+}
+
+void Joins::drop(Join& join) {
+  if (--join.users > 0) return;
+  const auto number = by_number_.find(join.number);
+  const auto entry = number->second;
+  by_number_.erase(number);
+  if (has_unknown(entry->first)) --unknown_;
+  joins_.erase(entry);
+}
+
+}  // namespace espalier::tools::xfrm

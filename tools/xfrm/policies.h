@@ -1,0 +1,86 @@
+// The policies as XFRM knows them, over those of the data plane.
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+#include <map>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "dataplane/dataplane.h"
+#include "tools/xfrm/joins.h"
+#include "tools/xfrm/message.h"
+
+namespace espalier::tools::xfrm {
+
+struct Policy {
+  xfrm_userpolicy_info info = zeroed<xfrm_userpolicy_info>();
+  xfrm_mark mark = zeroed<xfrm_mark>();
+  std::uint32_t if_id = 0;
+  std::vector<xfrm_user_tmpl> templates;
+
+  // The table's.
+  std::uint64_t serial = 0;
+  std::time_t added = 0;
+  std::optional<dataplane::PolicyId> id;
+  Joins::Join* join = nullptr;  // of the template
+};
+
+// NEWPOLICY and UPDPOLICY, checked as the kernel does. Throws Refused.
+[[nodiscard]] Policy read_policy(Request& request);
+// Policies of the sub type, which nobody uses, are refused.
+void check_policy_type(const Request& request);
+void check_direction(std::uint8_t direction);
+
+class Policies {
+ public:
+  Policies(dataplane::Dataplane& dataplane, Joins& joins) : dataplane_(dataplane), joins_(joins) {}
+  Policies(const Policies&) = delete;
+  Policies& operator=(const Policies&) = delete;
+
+  // By direction and index if that is not 0, otherwise by what makes a policy the same one.
+  [[nodiscard]] Policy* find(const xfrm_userpolicy_id& id, const xfrm_mark& mark,
+                             std::uint32_t if_id) noexcept;
+  [[nodiscard]] Policy* find(dataplane::PolicyId id) noexcept;
+
+  // `replace`: in the place of the same policy, if there is one. Throws Refused; then nothing has
+  // changed.
+  Policy& add(Policy policy, bool replace);
+  void remove(Policy& policy) noexcept;
+
+  // The structure and the attributes of NEWPOLICY.
+  [[nodiscard]] xfrm_userpolicy_info info_of(const Policy& policy) const;
+  static void put_attributes(const Policy& policy, Reply& reply);
+  [[nodiscard]] static Policy foreign(const dataplane::PolicyStatus& status);
+
+  [[nodiscard]] std::size_t count(std::uint8_t direction) const noexcept {
+    return counts_[direction];
+  }
+  [[nodiscard]] const Policy* before(std::uint64_t serial) const noexcept;
+
+ private:
+  // Direction, mark, if_id, selector.
+  using Key = std::tuple<std::uint8_t, std::uint32_t, std::uint32_t, std::uint32_t,
+                         std::array<std::uint8_t, sizeof(xfrm_selector)>>;
+  [[nodiscard]] static Key key_of(std::uint8_t direction, const xfrm_selector& selector,
+                                  const xfrm_mark& mark, std::uint32_t if_id) noexcept;
+  [[nodiscard]] static Key key_of(const Policy& policy) noexcept;
+  void install(Policy& policy);
+  [[nodiscard]] std::uint32_t free_index(std::uint8_t direction);
+
+  dataplane::Dataplane& dataplane_;
+  Joins& joins_;
+  std::map<std::uint64_t, Policy> policies_;  // by serial
+  std::map<Key, std::uint64_t> by_key_;
+  std::unordered_map<dataplane::PolicyId, std::uint64_t> by_id_;
+  std::unordered_map<std::uint32_t, std::uint64_t> by_index_;
+  std::array<std::size_t, XFRM_POLICY_MAX> counts_{};
+  std::uint64_t next_serial_ = 1;
+  std::uint32_t next_index_ = 0;
+};
+
+}  // namespace espalier::tools::xfrm

@@ -1,0 +1,82 @@
+// The XFRM socket: each connection is a NETLINK_XFRM socket of some program (tools/exec/front.h).
+// Nothing that a client does can block or grow the daemon:
+//   1. every descriptor is non-blocking, there are at most kMaxSessions of them;
+//   2. a client's next datagram is read only when it has taken the answers to its last one;
+//   3. events that a client does not take are lost, as with the kernel.
+// Only root and the daemon's own user may ask.
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <list>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "dataplane/dataplane.h"
+#include "ifaces/netlink.h"
+#include "ifaces/unique_fd.h"
+#include "tools/exec/front.h"
+#include "tools/xfrm/service.h"
+
+namespace espalier::tools::xfrm {
+
+class Server {
+ public:
+  static constexpr std::size_t kMaxSessions = 256;
+
+  // Listens on `path`. Replaces the socket of a daemon that is gone; throws std::runtime_error if
+  // one lives there, or if a system call fails (named).
+  Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
+         ifaces::Netlink& netlink);
+  ~Server();  // removes the socket, if it is still the one it made
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Readable when serve() has something to do.
+  [[nodiscard]] int fd() const noexcept { return epoll_.get(); }
+  // Does what can be done without waiting.
+  void serve();
+  // What the data plane told.
+  void take(std::span<const dataplane::Event> events);
+  // When serve() wants to be called at the latest.
+  [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> deadline() const noexcept {
+    return service_.deadline();
+  }
+
+ private:
+  struct Session {
+    ifaces::UniqueFd fd;
+    Client client;
+    std::vector<Datagram> replies;  // those from `sent` on are still to be sent
+    std::size_t sent = 0;
+    std::optional<Dump> dump;
+  };
+  using Sessions = std::list<Session>;
+
+  void accept_all();
+  // False: the client is gone.
+  [[nodiscard]] bool advance(Session& session);
+  // False: nothing to read. Sets `gone`.
+  [[nodiscard]] bool read_one(Session& session, bool& gone);
+  void take_message(Session& session, const front::Message& message, ifaces::UniqueFd descriptor);
+  // True if all is sent.
+  [[nodiscard]] bool flush(Session& session, bool& gone);
+  [[nodiscard]] bool wait_for_more(Session& session);
+  void publish(std::vector<Notice> notices);
+
+  std::filesystem::path path_;
+  ino_t inode_ = 0;
+  ifaces::UniqueFd epoll_, listen_;
+  Service service_;
+  Sessions sessions_;
+  std::vector<std::uint8_t> buffer_;
+  std::vector<ifaces::UniqueFd> natt_;  // IKE daemons' UDP sockets
+};
+
+}  // namespace espalier::tools::xfrm

@@ -1,0 +1,258 @@
+#include "tools/xfrm/service.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <new>
+
+#include "crypto/secret.h"
+
+namespace espalier::tools::xfrm {
+
+Service::Handler Service::handler_of(std::uint16_t type) noexcept {
+  switch (type) {
+    case XFRM_MSG_NEWSA:
+      return &Service::add_state;
+    case XFRM_MSG_UPDSA:
+      return &Service::update_state;
+    case XFRM_MSG_DELSA:
+      return &Service::delete_state;
+    case XFRM_MSG_GETSA:
+      return &Service::get_state;
+    case XFRM_MSG_ALLOCSPI:
+      return &Service::allocate_spi;
+    case XFRM_MSG_FLUSHSA:
+      return &Service::flush_states;
+    case XFRM_MSG_GETAE:
+      return &Service::get_event_values;
+    case XFRM_MSG_NEWAE:
+      return &Service::set_event_values;
+    case XFRM_MSG_GETSADINFO:
+      return &Service::get_state_info;
+    case XFRM_MSG_NEWPOLICY:
+    case XFRM_MSG_UPDPOLICY:
+      return &Service::add_policy;
+    case XFRM_MSG_DELPOLICY:
+      return &Service::delete_policy;
+    case XFRM_MSG_GETPOLICY:
+      return &Service::get_policy;
+    case XFRM_MSG_FLUSHPOLICY:
+      return &Service::flush_policies;
+    case XFRM_MSG_GETSPDINFO:
+      return &Service::get_policy_info;
+    case XFRM_MSG_NEWSPDINFO:
+      return &Service::set_policy_info;
+    case XFRM_MSG_SETDEFAULT:
+      return &Service::set_default;
+    case XFRM_MSG_GETDEFAULT:
+      return &Service::get_default;
+    default:
+      return nullptr;
+  }
+}
+
+bool Service::is_dump(const nlmsghdr& header) noexcept {
+  return (header.nlmsg_type == XFRM_MSG_GETSA || header.nlmsg_type == XFRM_MSG_GETPOLICY) &&
+         (header.nlmsg_flags & NLM_F_DUMP) != 0;
+}
+
+void Service::handle(const Client& client, std::span<std::uint8_t> datagram, Output& output) {
+  const dataplane::Dataplane::Batch batch(dataplane_);
+  std::span<std::uint8_t> rest = datagram;
+  while (rest.size() >= NLMSG_HDRLEN) {
+    auto* const header = reinterpret_cast<nlmsghdr*>(rest.data());
+    const std::size_t length = header->nlmsg_len;
+    if (length < NLMSG_HDRLEN || length > rest.size()) break;
+    answer(client, *header, output);
+    rest = rest.subspan(std::min<std::size_t>(NLMSG_ALIGN(length), rest.size()));
+  }
+  crypto::wipe(datagram);
+}
+
+void Service::answer(const Client& client, nlmsghdr& header, Output& output) {
+  Request request(&header);
+  const Call call{client, request, output};
+  try {
+    if ((header.nlmsg_flags & NLM_F_REQUEST) != 0 && header.nlmsg_type >= NLMSG_MIN_TYPE) {
+      if (is_dump(header)) return start_dump(call);
+      const Handler handler = handler_of(header.nlmsg_type);
+      if (handler == nullptr) throw Refused(header.nlmsg_type > XFRM_MSG_MAX ? EINVAL : EOPNOTSUPP);
+      (this->*handler)(call);
+    }
+  } catch (const Refused& e) {
+    return acknowledge(client, request, e.error(), e.what(), output);
+  } catch (const std::bad_alloc&) {
+    return acknowledge(client, request, ENOMEM, "", output);
+  } catch (const std::exception& e) {
+    return acknowledge(client, request, EINVAL, e.what(), output);
+  }
+  if ((header.nlmsg_flags & NLM_F_ACK) != 0) acknowledge(client, request, 0, "", output);
+}
+
+void Service::acknowledge(const Client& client, const Request& request, int error, const char* text,
+                          Output& output) const {
+  const bool whole = error != 0 && !client.capped_ack;
+  const bool with_text = client.extended_ack && *text != '\0';
+  std::uint16_t flags = whole ? 0 : NLM_F_CAPPED;
+  if (with_text) flags |= NLM_F_ACK_TLVS;
+  constexpr std::size_t kTextRoom = 1024;
+  Reply reply(NLMSG_ERROR, {client.portid, request.header().nlmsg_seq}, flags,
+              request.bytes().size() + kTextRoom);
+  auto answer = zeroed<nlmsgerr>();
+  answer.error = -error;
+  answer.msg = request.header();
+  reply.append(answer);
+  if (whole) reply.append(request.bytes().subspan(NLMSG_HDRLEN));
+  if (with_text) {
+    const std::string_view cut = std::string_view(text).substr(0, kTextRoom / 2);
+    std::vector<std::uint8_t> bytes(cut.begin(), cut.end());
+    bytes.push_back(0);
+    reply.put(NLMSGERR_ATTR_MSG, std::span<const std::uint8_t>(bytes));
+  }
+  output.replies.push_back(reply.datagram());
+}
+
+// ---------------------------------------------------------------------------------- listings
+
+void Service::start_dump(const Call& call) {
+  if (call.output.dump) throw Refused(EBUSY);
+  Dump dump;
+  dump.seq = call.request.header().nlmsg_seq;
+  dump.type = XFRM_MSG_NEWPOLICY;
+  if (call.request.header().nlmsg_type == XFRM_MSG_GETSA) {
+    dump.type = XFRM_MSG_NEWSA;
+    call.request.read_attributes(0);
+    dump.protocol = call.request.get<std::uint8_t>(XFRMA_PROTO).value_or(0);
+    dump.filter = call.request.get<xfrm_address_filter>(XFRMA_ADDRESS_FILTER);
+    const unsigned bits = dump.filter && dump.filter->family == AF_INET6 ? 128 : 32;
+    if (dump.filter && (dump.filter->splen > bits || dump.filter->dplen > bits))
+      throw Refused(EINVAL);
+  }
+  call.output.dump = dump;
+}
+
+Datagram Service::next(Dump& dump, const Client& client) {
+  const Reply::To to{client.portid, dump.seq};
+  Datagram out;
+  for (;;) {
+    const Dump here = dump;
+    const std::optional<Reply> reply =
+        dump.type == XFRM_MSG_NEWSA ? next_state(dump, to) : next_policy(dump, to);
+    if (!reply) break;
+    if (!out.empty() && out.bytes().size() + reply->bytes().size() > kMaxDatagram) {
+      dump = here;
+      return out;
+    }
+    out.append(reply->bytes());
+  }
+  if (!out.empty()) return out;
+  dump.done = true;
+  Reply last(NLMSG_DONE, to, NLM_F_MULTI);
+  last.append(std::int32_t{0});
+  return last.datagram();
+}
+
+// -------------------------------------------------------------------------------------- events
+
+void Service::take(std::span<const dataplane::Event> events, Output& output) {
+  const dataplane::Dataplane::Batch batch(dataplane_);
+  for (const dataplane::Event& event : events) {
+    switch (event.kind) {
+      case dataplane::EventKind::acquire:
+        tell_acquire(event, output);
+        break;
+      case dataplane::EventKind::mapping_changed:
+        tell_mapping(event, output);
+        break;
+      case dataplane::EventKind::soft_expire:
+        if (const State* const state = states_.find(event.sa)) tell_expired(*state, false, output);
+        break;
+      case dataplane::EventKind::hard_expire:
+        if (State* const state = states_.find(event.sa)) {
+          tell_expired(*state, true, output);
+          states_.remove(*state);
+        }
+        break;
+      case dataplane::EventKind::seq_exhausted:
+      case dataplane::EventKind::replay:
+      case dataplane::EventKind::integrity:
+      case dataplane::EventKind::selector_mismatch:
+      case dataplane::EventKind::no_spi:
+      case dataplane::EventKind::path_mtu:
+      case dataplane::EventKind::device_gone:
+        break;
+    }
+  }
+}
+
+void Service::take_due(Clock::time_point now, Output& output) {
+  while (State* const state = states_.ended(now)) {
+    tell_expired(*state, true, output);
+    states_.remove(*state);
+  }
+}
+
+void Service::tell_expired(const State& state, bool hard, Output& output) {
+  Reply reply(XFRM_MSG_EXPIRE, {});
+  auto body = zeroed<xfrm_user_expire>();
+  body.state = info_of(state, states_.status(state));
+  body.hard = hard ? 1 : 0;
+  reply.append(body);
+  if ((state.mark.v | state.mark.m) != 0) reply.put(XFRMA_MARK, state.mark);
+  if (state.if_id != 0) reply.put(XFRMA_IF_ID, state.if_id);
+  output.notices.push_back({XFRMNLGRP_EXPIRE, reply.datagram()});
+}
+
+void Service::tell_mapping(const dataplane::Event& event, Output& output) {
+  const State* const state = states_.find(event.sa);
+  if (state == nullptr || !state->encap) return;
+  auto body = zeroed<xfrm_user_mapping>();
+  body.id.daddr = state->info.id.daddr;
+  body.id.spi = state->info.id.spi;
+  body.id.family = state->info.family;
+  body.id.proto = state->info.id.proto;
+  body.reqid = state->info.reqid;
+  body.old_saddr = from_address(event.old_peer.address);
+  body.new_saddr = from_address(event.peer.address);
+  body.old_sport = host_order16(event.old_peer.port);
+  body.new_sport = host_order16(event.peer.port);
+  Reply reply(XFRM_MSG_MAPPING, {});
+  reply.append(body);
+  output.notices.push_back({XFRMNLGRP_MAPPING, reply.datagram()});
+}
+
+// The flow alone, as the larval state that a kernel makes has it.
+xfrm_selector selector_of(const dataplane::Flow& flow) {
+  dataplane::Selector selector;
+  selector.source = {flow.source, static_cast<std::uint8_t>(flow.source.bits())};
+  selector.destination = {flow.destination, static_cast<std::uint8_t>(flow.destination.bits())};
+  selector.protocol = flow.protocol;
+  xfrm_selector out = from_selector(selector);
+  const bool has_ports = flow.source_port != 0 || flow.destination_port != 0;
+  if (!has_ports) return out;
+  out.sport = host_order16(flow.source_port);
+  out.dport = host_order16(flow.destination_port);
+  out.sport_mask = out.dport_mask = 0xffff;
+  return out;
+}
+
+void Service::tell_acquire(const dataplane::Event& event, Output& output) {
+  const Policy* const policy = policies_.find(event.policy);
+  if (policy == nullptr || policy->templates.empty()) return;
+  const xfrm_user_tmpl& wanted = policy->templates.front();
+  auto body = zeroed<xfrm_user_acquire>();
+  body.id = wanted.id;
+  body.saddr = wanted.saddr;
+  body.sel = selector_of(event.flow);
+  body.policy = policies_.info_of(*policy);
+  body.aalgos = wanted.aalgos;
+  body.ealgos = wanted.ealgos;
+  body.calgos = wanted.calgos;
+  body.seq = next_acquire_++;
+  Reply reply(XFRM_MSG_ACQUIRE, {});
+  reply.append(body);
+  Policies::put_attributes(*policy, reply);
+  output.notices.push_back({XFRMNLGRP_ACQUIRE, reply.datagram()});
+}
+
+}  // namespace espalier::tools::xfrm

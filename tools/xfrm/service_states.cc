@@ -1,0 +1,230 @@
+// The requests about states.
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+
+#include "tools/xfrm/service.h"
+
+namespace espalier::tools::xfrm {
+namespace {
+
+// How long a larval state waits for its keys; IKE daemons set it.
+std::chrono::seconds larval_life() {
+  constexpr unsigned kKernelDefault = 30, kLongest = 86400;
+  unsigned seconds = 0;
+  std::ifstream file("/proc/sys/net/core/xfrm_acq_expires");
+  if (!(file >> seconds) || seconds == 0) seconds = kKernelDefault;
+  return std::chrono::seconds(std::min(seconds, kLongest));
+}
+
+bool begins_with(const xfrm_address_t& address, const xfrm_address_t& prefix, std::uint16_t family,
+                 std::uint8_t length) {
+  return ifaces::Prefix{to_address(prefix, family), length}.contains(to_address(address, family));
+}
+
+bool passes(const Dump& dump, const State& state) {
+  if (dump.protocol != 0 && dump.protocol != state.info.id.proto) return false;
+  if (!dump.filter) return true;
+  const xfrm_address_filter& filter = *dump.filter;
+  if (filter.family != AF_UNSPEC && filter.family != state.info.family) return false;
+  return begins_with(state.info.saddr, filter.saddr, state.info.family, filter.splen) &&
+         begins_with(state.info.id.daddr, filter.daddr, state.info.family, filter.dplen);
+}
+
+}  // namespace
+
+Reply Service::describe(const State& state, Reply::To to, std::uint16_t flags,
+                        std::uint16_t type) const {
+  const Status status = states_.status(state);
+  Reply reply(type, to, flags);
+  reply.append(info_of(state, status));
+  put_attributes(state, status, reply);
+  return reply;
+}
+
+void Service::notify_state(std::uint16_t type, const State& state, Reply::To to, Output& output) {
+  if (type != XFRM_MSG_DELSA) {
+    output.notices.push_back({XFRMNLGRP_SA, describe(state, to, 0, type).datagram()});
+    return;
+  }
+  const Status status = states_.status(state);
+  Reply reply(type, to);
+  auto id = zeroed<xfrm_usersa_id>();
+  id.daddr = state.info.id.daddr;
+  id.spi = state.info.id.spi;
+  id.family = state.info.family;
+  id.proto = state.info.id.proto;
+  reply.append(id);
+  reply.put(XFRMA_SA, info_of(state, status));
+  put_attributes(state, status, reply);
+  output.notices.push_back({XFRMNLGRP_SA, reply.datagram()});
+}
+
+void Service::add_state(const Call& call) {
+  const State& state = states_.add(read_state(call.request));
+  notify_state(XFRM_MSG_NEWSA, state, call.to(), call.output);
+}
+
+void Service::update_state(const Call& call) {
+  const State& state = states_.update(read_state(call.request));
+  notify_state(XFRM_MSG_UPDSA, state, call.to(), call.output);
+}
+
+State& Service::state_named(const Call& call, const xfrm_usersa_id& id) {
+  const xfrm_mark mark = read_mark(call.request);
+  if (id.family != AF_INET && id.family != AF_INET6) throw Refused(ESRCH);
+  auto key = zeroed<xfrm_id>();
+  key.daddr = id.daddr;
+  key.spi = id.spi;
+  key.proto = id.proto;
+  State* const state = states_.find(key, id.family, mark.v & mark.m);
+  if (state != nullptr) return *state;
+  const ifaces::IpAddress destination = to_address(id.daddr, id.family);
+  for (const auto direction : {dataplane::Direction::in, dataplane::Direction::out}) {
+    const auto other =
+        dataplane_.find_sa(direction, dataplane::Spi{host_order(id.spi)}, destination);
+    if (other && id.proto == IPPROTO_ESP)
+      throw Refused(EPERM, "the SA belongs to the configuration or the control socket");
+  }
+  throw Refused(ESRCH);
+}
+
+void Service::delete_state(const Call& call) {
+  State& state = state_named(call, call.request.read<xfrm_usersa_id>());
+  notify_state(XFRM_MSG_DELSA, state, call.to(), call.output);
+  states_.remove(state);
+}
+
+void Service::get_state(const Call& call) {
+  const State& state = state_named(call, call.request.read<xfrm_usersa_id>());
+  call.output.replies.push_back(describe(state, call.to(), 0).datagram());
+}
+
+void Service::allocate_spi(const Call& call) {
+  const auto body = call.request.read<xfrm_userspi_info>();
+  const std::uint8_t protocol = body.info.id.proto;
+  if (protocol != IPPROTO_ESP && protocol != IPPROTO_AH && protocol != IPPROTO_COMP)
+    throw Refused(EINVAL, "Invalid protocol, must be one of AH, ESP, IPCOMP");
+  if (body.min > body.max) throw Refused(EINVAL, "Invalid SPI range: min > max");
+  if (protocol != IPPROTO_ESP) throw Refused(EPROTONOSUPPORT, "of the protocols there is ESP only");
+  if (body.info.family != AF_INET && body.info.family != AF_INET6)
+    throw Refused(EINVAL, "Invalid address family");
+  State state;
+  state.info.id = body.info.id;
+  state.info.saddr = body.info.saddr;
+  state.info.family = state.info.sel.family = body.info.family;
+  state.info.mode = body.info.mode;
+  state.info.reqid = body.info.reqid;
+  state.info.seq = body.info.seq;
+  state.info.lft = from_lifetime({});
+  state.mark = read_mark(call.request);
+  state.if_id = call.request.u32(XFRMA_IF_ID);
+  const std::chrono::seconds life = larval_life();
+  state.info.lft.hard_add_expires_seconds = static_cast<std::uint64_t>(life.count());
+  const State& made =
+      states_.allocate_spi(std::move(state), body.min, body.max, Clock::now() + life);
+  call.output.replies.push_back(describe(made, call.to(), 0).datagram());
+}
+
+void Service::flush_states(const Call& call) {
+  const auto body = call.request.fixed<xfrm_usersa_flush>();
+  bool any = false;
+  std::uint64_t at = ~std::uint64_t{0};
+  while (const State* const state = states_.before(at)) {
+    at = state->serial;
+    if (body.proto != 0 && body.proto != 255 && body.proto != state->info.id.proto) continue;
+    states_.remove(*states_.find(at));
+    any = true;
+  }
+  if (!any) return;
+  Reply reply(XFRM_MSG_FLUSHSA, call.to());
+  reply.append(body);
+  call.output.notices.push_back({XFRMNLGRP_SA, reply.datagram()});
+}
+
+std::optional<Reply> Service::next_state(Dump& dump, Reply::To to) {
+  while (!dump.own_done) {
+    const State* const state = states_.before(dump.before);
+    if (state == nullptr) {
+      dump.own_done = true;
+      break;
+    }
+    dump.before = state->serial;
+    if (passes(dump, *state)) return describe(*state, to, NLM_F_MULTI);
+  }
+  for (const dataplane::SaStatus& status : dataplane_.sas()) {
+    const auto id = static_cast<std::uint32_t>(status.id);
+    if (id <= dump.after || states_.find(status.id) != nullptr) continue;
+    dump.after = id;
+    const State state = foreign_state(status);
+    if (passes(dump, state)) return describe(state, to, NLM_F_MULTI);
+  }
+  return std::nullopt;
+}
+
+void Service::get_state_info(const Call& call) {
+  const auto flags = call.request.fixed<std::uint32_t>();
+  std::uint32_t count = 0;
+  for (const dataplane::SaStatus& status : dataplane_.sas())
+    if (states_.find(status.id) == nullptr) ++count;
+  count += static_cast<std::uint32_t>(states_.size());
+  Reply reply(XFRM_MSG_NEWSADINFO, call.to());
+  reply.append(flags);
+  reply.put(XFRMA_SAD_CNT, count);
+  constexpr std::uint32_t kBuckets = 8, kMostBuckets = 1 << 20;
+  reply.put(XFRMA_SAD_HINFO, xfrmu_sadhinfo{kBuckets, kMostBuckets});
+  call.output.replies.push_back(reply.datagram());
+}
+
+void Service::get_event_values(const Call& call) {
+  const auto asked = call.request.read<xfrm_aevent_id>();
+  const State& state = state_named(call, asked.sa_id);
+  const Status status = states_.status(state);
+  auto body = zeroed<xfrm_aevent_id>();
+  body.sa_id.daddr = state.info.id.daddr;
+  body.sa_id.spi = state.info.id.spi;
+  body.sa_id.family = state.info.family;
+  body.sa_id.proto = state.info.id.proto;
+  body.saddr = state.info.saddr;
+  body.reqid = state.info.reqid;
+  body.flags = asked.flags;
+  Reply reply(XFRM_MSG_NEWAE, call.to());
+  reply.append(body);
+  put_replay(state, status, reply);
+  reply.put(XFRMA_LTIME_VAL, lifetime_of(state, status));
+  if ((asked.flags & XFRM_AE_RTHR) != 0) reply.put(XFRMA_REPLAY_THRESH, state.replay_threshold);
+  if ((asked.flags & XFRM_AE_ETHR) != 0) reply.put(XFRMA_ETIMER_THRESH, state.timer_threshold);
+  if ((state.mark.v | state.mark.m) != 0) reply.put(XFRMA_MARK, state.mark);
+  if (state.if_id != 0) reply.put(XFRMA_IF_ID, state.if_id);
+  call.output.replies.push_back(reply.datagram());
+}
+
+void Service::set_event_values(const Call& call) {
+  const auto body = call.request.read<xfrm_aevent_id>();
+  const Request& request = call.request;
+  if (!request.has(XFRMA_REPLAY_VAL) && !request.has(XFRMA_REPLAY_ESN_VAL) &&
+      !request.has(XFRMA_LTIME_VAL) && !request.has(XFRMA_ETIMER_THRESH) &&
+      !request.has(XFRMA_REPLAY_THRESH))
+    throw Refused(EINVAL, "Missing required attribute for AE");
+  if ((request.header().nlmsg_flags & NLM_F_REPLACE) == 0)
+    throw Refused(EINVAL, "NLM_F_REPLACE flag is required");
+  State& state = state_named(call, body.sa_id);
+  if (state.larval()) throw Refused(EINVAL, "SA must be in VALID state");
+  if (request.has(XFRMA_REPLAY_VAL) || request.has(XFRMA_REPLAY_ESN_VAL))
+    throw Refused(EOPNOTSUPP, "sequence numbers of a state that lives are not set from outside");
+  if (const auto value = request.get<xfrm_lifetime_cur>(XFRMA_LTIME_VAL)) {
+    const Status status = states_.status(state);
+    state.carried = *value;
+    // What is counted here is added to it.
+    if (status) {
+      state.carried.bytes -= status->traffic.bytes;
+      state.carried.packets -= status->traffic.packets;
+    }
+  }
+  if (request.has(XFRMA_REPLAY_THRESH)) state.replay_threshold = request.u32(XFRMA_REPLAY_THRESH);
+  if (request.has(XFRMA_ETIMER_THRESH)) state.timer_threshold = request.u32(XFRMA_ETIMER_THRESH);
+}
+
+}  // namespace espalier::tools::xfrm

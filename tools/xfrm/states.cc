@@ -1,0 +1,214 @@
+#include "tools/xfrm/states.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <random>
+#include <system_error>
+#include <utility>
+
+namespace espalier::tools::xfrm {
+namespace {
+
+using dataplane::Direction;
+using dataplane::SaId;
+
+constexpr std::size_t kMaxStates = std::size_t{1} << 20;
+constexpr int kSpiTries = 4096;
+
+// What the data plane refuses, in the words of netlink.
+template <class Call>
+auto translate(Call&& call) {
+  try {
+    return call();
+  } catch (const std::system_error& e) {
+    throw Refused(e.code().category() == std::generic_category() ? e.code().value() : EINVAL,
+                  e.what());
+  } catch (const std::invalid_argument& e) {
+    throw Refused(EINVAL, e.what());
+  }
+}
+
+}  // namespace
+
+States::Id States::id_of(const xfrm_id& id, std::uint16_t family) noexcept {
+  return {family, id.proto, id.spi, to_address(id.daddr, family)};
+}
+
+State* States::find(const xfrm_id& id, std::uint16_t family, std::uint32_t mark) noexcept {
+  const auto [first, last] = by_id_.equal_range(id_of(id, family));
+  for (auto it = first; it != last; ++it) {
+    State& state = states_.at(it->second);
+    if (matches(state.mark, mark)) return &state;
+  }
+  return nullptr;
+}
+
+State* States::find(SaId sa) noexcept {
+  const auto found = by_sa_.find(sa);
+  return found == by_sa_.end() ? nullptr : find(found->second);
+}
+
+State* States::find(std::uint64_t serial) noexcept {
+  const auto found = states_.find(serial);
+  return found == states_.end() ? nullptr : &found->second;
+}
+
+Status States::status(const State& state) const {
+  return state.sa ? dataplane_.sa(*state.sa) : std::nullopt;
+}
+
+const State* States::before(std::uint64_t serial) const noexcept {
+  const auto next = states_.lower_bound(serial);
+  return next == states_.begin() ? nullptr : &std::prev(next)->second;
+}
+
+// ------------------------------------------------------------------------------------- changes
+
+// Where a packet of it goes to tells whether it comes in here.
+Direction States::direction_of(const State& state) {
+  if (state.direction) return *state.direction;
+  if (netlink_.is_local(state.destination())) return Direction::in;
+  if (!netlink_.is_local(state.source()))
+    throw Refused(EADDRNOTAVAIL, "neither " + state.source().str() + " nor " +
+                                     state.destination().str() + " is an address of this host");
+  return Direction::out;
+}
+
+State& States::insert(State state) {
+  if (states_.size() >= kMaxStates) throw Refused(ENOMEM, "too many states");
+  state.serial = next_serial_++;
+  if (state.added == 0) state.added = wall(Clock::now());
+  by_id_.emplace(id_of(state.info.id, state.info.family), state.serial);
+  if (state.sa) by_sa_.emplace(*state.sa, state.serial);
+  if (state.ends) ends_.emplace(*state.ends, state.serial);
+  const std::uint64_t serial = state.serial;
+  return states_.emplace(serial, std::move(state)).first->second;
+}
+
+void States::install(State& state) {
+  translate([&] {
+    const Direction direction = direction_of(state);
+    Transform transform = transform_of(state.algorithms);
+    state.key_name = crypto::fingerprint(std::as_const(transform.keymat).bytes());
+    dataplane::SaSpec spec = spec_of(state, direction);
+    spec.suite = transform.suite;
+    spec.keymat = std::move(transform.keymat);
+    if (direction == Direction::in && dataplane_.find_sa(direction, spec.spi, spec.local.address))
+      throw Refused(EEXIST);
+    if (direction == Direction::in)
+      spec.next_seq = std::max(spec.next_seq, seen_.next(state.key_name));
+    Joins::Join& join = joins_.take(state.info.reqid, state.source(), state.destination());
+    spec.reqid = join.number;
+    dataplane::SaUpdate update;
+    update.peer = spec.peer;
+    try {
+      state.sa = dataplane_.add_sa(std::move(spec));
+    } catch (...) {
+      joins_.drop(join);
+      throw;
+    }
+    // The other direction may have an older one: IKE knows best.
+    if (!update.peer->address.is_any()) dataplane_.update_sa(*state.sa, update);
+    join.states.insert(*state.sa);
+    state.join = &join;
+  });
+}
+
+State& States::add(State state) {
+  if (find(state.info.id, state.info.family, state.mark.v & state.mark.m) != nullptr)
+    throw Refused(EEXIST);
+  install(state);
+  return insert(std::move(state));
+}
+
+State& States::update(State state) {
+  State* const old = find(state.info.id, state.info.family, state.mark.v & state.mark.m);
+  if (old == nullptr) throw Refused(ESRCH);
+  if (old->larval()) {
+    install(state);
+    remove(*old);
+    return insert(std::move(state));
+  }
+  change_in_place(*old, std::move(state));
+  return *old;
+}
+
+// As the kernel: encapsulation, care-of address, selector and lifetimes; never keys or numbers.
+void States::change_in_place(State& old, State state) {
+  if (old.encap.has_value() != state.encap.has_value())
+    throw Refused(EINVAL, "the encapsulation of a state stays; delete it and make another");
+  dataplane::SaUpdate update;
+  update.lifetime = to_lifetime(state.info.lft);
+  const auto status = this->status(old);
+  if (!status) throw Refused(ESRCH);
+  state.info.id.daddr = old.info.id.daddr;
+  state.info.saddr = old.info.saddr;
+  const dataplane::SaSpec spec = spec_of(state, status->direction);
+  if (spec.local.port != status->local.port)
+    throw Refused(EINVAL, "the local port of a state stays; delete it and make another");
+  if (state.encap && (state.encap->encap_sport != old.encap->encap_sport ||
+                      state.encap->encap_dport != old.encap->encap_dport))
+    update.peer = spec.peer;
+  translate([&] { dataplane_.update_sa(*old.sa, update); });
+  old.encap = state.encap;
+  if (state.coaddr) old.coaddr = state.coaddr;
+  old.info.sel = state.info.sel;
+  old.info.lft = state.info.lft;
+}
+
+bool States::is_free(const xfrm_id& id, std::uint16_t family) const {
+  if (by_id_.contains(id_of(id, family))) return false;
+  return !dataplane_.find_sa(Direction::in, dataplane::Spi{host_order(id.spi)},
+                             to_address(id.daddr, family));
+}
+
+State& States::allocate_spi(State state, std::uint32_t first, std::uint32_t last,
+                            Clock::time_point ends) {
+  std::random_device random;
+  first = std::max(first, dataplane::kFirstSpi);
+  if (first > last) throw Refused(ENOENT, "No SPI available in the requested range");
+  std::uniform_int_distribution<std::uint32_t> spis(first, last);
+  for (int tries = 0; tries < kSpiTries; ++tries) {
+    state.info.id.spi = host_order(spis(random));
+    if (!is_free(state.info.id, state.info.family)) continue;
+    state.ends = ends;
+    return insert(std::move(state));
+  }
+  throw Refused(ENOENT, first == last ? "Requested SPI is already in use"
+                                      : "No SPI available in the requested range");
+}
+
+void States::remove(State& state) noexcept {
+  const std::uint64_t serial = state.serial;
+  if (state.sa) {
+    const auto status = this->status(state);
+    if (status && status->direction == Direction::in)
+      seen_.remember(state.key_name, status->seq + 1);
+    state.join->states.erase(*state.sa);
+    by_sa_.erase(*state.sa);
+    dataplane_.remove_sa(*state.sa);
+    joins_.drop(*state.join);
+  }
+  const auto is_it = [&](const auto& entry) { return entry.second == serial; };
+  const auto [first, last] = by_id_.equal_range(id_of(state.info.id, state.info.family));
+  if (const auto it = std::find_if(first, last, is_it); it != last) by_id_.erase(it);
+  if (state.ends) {
+    const auto [from, to] = ends_.equal_range(*state.ends);
+    if (const auto it = std::find_if(from, to, is_it); it != to) ends_.erase(it);
+  }
+  states_.erase(serial);
+}
+
+// --------------------------------------------------------------------------------- larval states
+
+std::optional<States::Clock::time_point> States::next_end() const noexcept {
+  if (ends_.empty()) return std::nullopt;
+  return ends_.begin()->first;
+}
+
+State* States::ended(Clock::time_point now) noexcept {
+  if (ends_.empty() || ends_.begin()->first > now) return nullptr;
+  return find(ends_.begin()->second);
+}
+
+}  // namespace espalier::tools::xfrm

@@ -1,0 +1,74 @@
+// The states (SAs) as XFRM knows them, over those of the data plane: what was given, with keys, and
+// what the data plane does not know (the times of their making, marks as they were written).
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+
+#include "dataplane/dataplane.h"
+#include "dataplane/used_numbers.h"
+#include "ifaces/netlink.h"
+#include "tools/xfrm/joins.h"
+#include "tools/xfrm/state.h"
+
+namespace espalier::tools::xfrm {
+
+class States {
+ public:
+  using Clock = State::Clock;
+
+  States(dataplane::Dataplane& dataplane, ifaces::Netlink& netlink, Joins& joins)
+      : dataplane_(dataplane), netlink_(netlink), joins_(joins) {}
+  States(const States&) = delete;
+  States& operator=(const States&) = delete;
+
+  [[nodiscard]] State* find(const xfrm_id& id, std::uint16_t family, std::uint32_t mark) noexcept;
+  [[nodiscard]] State* find(dataplane::SaId sa) noexcept;
+  [[nodiscard]] State* find(std::uint64_t serial) noexcept;
+  [[nodiscard]] Status status(const State& state) const;
+
+  // Each throws Refused, and then nothing has changed.
+  State& add(State state);
+  State& update(State state);
+  // A larval state with a free SPI between the two; it goes at `ends`.
+  State& allocate_spi(State state, std::uint32_t first, std::uint32_t last, Clock::time_point ends);
+  void remove(State& state) noexcept;
+
+  [[nodiscard]] std::size_t size() const noexcept { return states_.size(); }
+  // The newest of those made before `serial`; null if there is none.
+  [[nodiscard]] const State* before(std::uint64_t serial) const noexcept;
+  // When the first larval state goes.
+  [[nodiscard]] std::optional<Clock::time_point> next_end() const noexcept;
+  // A larval state that is over.
+  [[nodiscard]] State* ended(Clock::time_point now) noexcept;
+
+ private:
+  // Destination, SPI and protocol; the mark is looked at after that.
+  using Id = std::tuple<std::uint16_t, std::uint8_t, std::uint32_t, ifaces::IpAddress>;
+  [[nodiscard]] static Id id_of(const xfrm_id& id, std::uint16_t family) noexcept;
+
+  State& insert(State state);
+  void install(State& state);
+  [[nodiscard]] dataplane::Direction direction_of(const State& state);
+  [[nodiscard]] bool is_free(const xfrm_id& id, std::uint16_t family) const;
+  void change_in_place(State& old, State state);
+
+  dataplane::Dataplane& dataplane_;
+  ifaces::Netlink& netlink_;
+  Joins& joins_;
+  std::map<std::uint64_t, State> states_;  // by serial
+  std::multimap<Id, std::uint64_t> by_id_;
+  std::unordered_map<dataplane::SaId, std::uint64_t> by_sa_;
+  std::multimap<Clock::time_point, std::uint64_t> ends_;
+  std::uint64_t next_serial_ = 1;
+  // Inbound: what was seen under a key stays seen when the key comes back.
+  dataplane::UsedNumbers seen_;
+};
+
+}  // namespace espalier::tools::xfrm
