@@ -62,6 +62,7 @@ class Openssl final : public Backend {
     const char* name = cipher_name(s);
     const EVP_CIPHER* cipher = name == nullptr ? nullptr : find(name);
     if (s.hash != Hash::none) return openssl_hmac_key(s, cipher, *hmac_, key);
+    if (cipher == nullptr) throw std::invalid_argument("a suite has a cipher, or a hash");
     return openssl_aead_key(s, *cipher, key);
   }
 
