@@ -16,7 +16,7 @@ import struct
 from lab import sites, traffic
 from lab.namespace import Namespace
 from lab.wait import until
-from lab.wire import UDP, Capture, Injector, esp_packet, outer
+from lab.wire import UDP, Capture, Injector, ip_checksum, outer
 
 UDP_SEGMENT = 103
 UDP_GRO = 104
@@ -129,6 +129,8 @@ def beside_ike(options):
             taken = ike(lab, pair)
             mixed(lab, pair, wire, taken)
             merged(lab)
+            if options.outer == "v4":
+                fragments(lab, pair, wire)
             taken.close()
         lab.b.reload()
         checksums(lab)
@@ -150,6 +152,39 @@ def checksums(lab):
         injector.send(datagram)  # the second alone is seen
         lab.b.wait_drops(no_spi=1)
     print("ok: N7 no checksum")
+
+
+def fragments(lab, pair, wire):
+    """N8: the kernel puts outer fragments together; what does not make one datagram leaves no trace,
+    and the whole one is welcome afterwards."""
+    injector = Injector(lab.gw_a, "eth0", lab.gw_b.mac("eth0"))
+
+    def part(ip, start, end, ident, last):
+        payload = ip[20 + start : 20 + end]
+        flags = start // 8 | (0 if last else 0x2000)
+        head = struct.pack("!HHHHBBH", 0x4500, 20 + len(payload), ident, flags, 64, UDP, 0) + ip[12:20]
+        return head[:10] + struct.pack("!H", ip_checksum(head)) + head[12:] + payload
+
+    whole, overlapped, cut = (outer(lab.left, lab.right, UDP, esp)
+                              for esp in withheld_packets(lab, pair, wire, 3, 700))
+    end = len(whole) - 20
+    lab.b.take_baseline()
+    injector.send(part(whole, 400, end, 1, True))
+    injector.send(part(whole, 0, 400, 1, False))
+    assert pair.there.recv(1 << 16) == bytes([0]) * 700
+    forged = overlapped[:20] + bytes(len(overlapped) - 20)
+    for first, second in ((overlapped, forged), (forged, overlapped)):
+        injector.send(part(first, 0, 400, 2 + (first is forged), False))
+        injector.send(part(second, 392, end, 2 + (first is forged), True))
+    injector.send(part(cut, 0, 400, 4, False))
+    pair.exchange(b"meanwhile")
+    assert not pair.drain(), "put together from what does not fit"
+    lab.b.wait_drops()
+    for ip, number in ((overlapped, 1), (cut, 2)):
+        injector.send(ip)
+        assert pair.there.recv(1 << 16) == bytes([number]) * 700
+    lab.b.wait_drops()
+    print("ok: N8 fragments")
 
 
 def keepalives(options):
