@@ -5,11 +5,15 @@ To be run in a mount namespace of its own: the kernel's memory is a file in a tm
 
 import ctypes
 import os
+import signal
 import struct
 import sys
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
+PTRACE_TRACEME = 0
 SYS_PTRACE, PTRACE_GETREGSET, NT_X86_XSTATE, EINVAL = 101, 0x4204, 0x202, 22
+# With more (AMX has 8 KiB), the kernel inside cannot put back what it kept, and its first program dies.
+KEPT = 2696
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -20,16 +24,25 @@ def call(name, *arguments):
         raise OSError(error, f"{name}: {os.strerror(error)}")
 
 
-def too_much_state():
-    """With AMX the processor's extended state is larger than what UML's kernel keeps of it, and its
-    first program dies of that."""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        return any(line.startswith("flags") and " amx_tile" in line for line in file)
+def extended_state():
+    """How many bytes of registers ptrace() has to offer."""
+    child = os.fork()
+    if child == 0:
+        call("ptrace", PTRACE_TRACEME, 0, None, None)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    registers = ctypes.create_string_buffer(1 << 16)
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(registers), len(registers))
+    call("ptrace", PTRACE_GETREGSET, child, ctypes.c_void_p(NT_X86_XSTATE), vector)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return vector[1]
 
 
 def hide_extended_state():
-    """ptrace() has no extended state to offer: UML then keeps what every x86-64 has. Its programs
-    must do without AVX (uml.py says so to their C library)."""
+    """ptrace() has no extended state to offer any more: UML then keeps what every x86-64 has. Its
+    programs must do without AVX (uml.py says so to their C library)."""
 
     def load(field):
         return struct.pack("=HBBI", 0x20, 0, 0, field)
@@ -58,7 +71,7 @@ def hide_extended_state():
 
 def main():
     call("mount", b"uml", b"/dev/shm", b"tmpfs", 0, None)
-    if too_much_state():
+    if extended_state() > KEPT:
         hide_extended_state()
     os.environ.update(TMPDIR="/dev/shm", HOME="/dev/shm")
     os.execvp(sys.argv[1], sys.argv[1:])
