@@ -5,6 +5,11 @@
 #include "tools/xfrm/service.h"
 
 namespace espalier::tools::xfrm {
+namespace {
+
+constexpr std::size_t kPage = 32;
+
+}  // namespace
 
 Reply Service::describe(const Policy& policy, Reply::To to, std::uint16_t flags,
                         std::uint16_t type) const {
@@ -77,13 +82,15 @@ std::optional<Reply> Service::next_policy(Dump& dump, Reply::To to) {
     }
     dump.own_done = true;
   }
-  for (const dataplane::PolicyStatus& status : dataplane_.policies()) {
-    const auto id = static_cast<std::uint32_t>(status.id);
-    if (id <= dump.after || policies_.find(status.id) != nullptr) continue;
-    dump.after = id;
-    return describe(Policies::foreign(status), to, NLM_F_MULTI);
+  for (;;) {
+    const auto page = dataplane_.policies(dataplane::PolicyId{dump.after}, kPage);
+    if (page.empty()) return std::nullopt;
+    for (const dataplane::PolicyStatus& status : page) {
+      dump.after = static_cast<std::uint32_t>(status.id);
+      if (policies_.find(status.id) == nullptr)
+        return describe(Policies::foreign(status), to, NLM_F_MULTI);
+    }
   }
-  return std::nullopt;
 }
 
 // ------------------------------------------------------------------------- figures and defaults

@@ -10,6 +10,8 @@
 namespace espalier::tools::xfrm {
 namespace {
 
+constexpr std::size_t kPage = 32;
+
 // How long a larval state waits for its keys; IKE daemons set it.
 std::chrono::seconds larval_life() {
   constexpr unsigned kKernelDefault = 30, kLongest = 86400;
@@ -154,22 +156,21 @@ std::optional<Reply> Service::next_state(Dump& dump, Reply::To to) {
     dump.before = state->serial;
     if (passes(dump, *state)) return describe(*state, to, NLM_F_MULTI);
   }
-  for (const dataplane::SaStatus& status : dataplane_.sas()) {
-    const auto id = static_cast<std::uint32_t>(status.id);
-    if (id <= dump.after || states_.find(status.id) != nullptr) continue;
-    dump.after = id;
-    const State state = foreign_state(status);
-    if (passes(dump, state)) return describe(state, to, NLM_F_MULTI);
+  for (;;) {
+    const auto page = dataplane_.sas(dataplane::SaId{dump.after}, kPage);
+    if (page.empty()) return std::nullopt;
+    for (const dataplane::SaStatus& status : page) {
+      dump.after = static_cast<std::uint32_t>(status.id);
+      if (states_.find(status.id) != nullptr) continue;
+      const State state = foreign_state(status);
+      if (passes(dump, state)) return describe(state, to, NLM_F_MULTI);
+    }
   }
-  return std::nullopt;
 }
 
 void Service::get_state_info(const Call& call) {
   const auto flags = call.request.fixed<std::uint32_t>();
-  std::uint32_t count = 0;
-  for (const dataplane::SaStatus& status : dataplane_.sas())
-    if (states_.find(status.id) == nullptr) ++count;
-  count += static_cast<std::uint32_t>(states_.size());
+  const auto count = static_cast<std::uint32_t>(dataplane_.sa_count() + states_.larval_count());
   Reply reply(XFRM_MSG_NEWSADINFO, call.to());
   reply.append(flags);
   reply.put(XFRMA_SAD_CNT, count);

@@ -40,7 +40,7 @@ class States {
   State& allocate_spi(State state, std::uint32_t first, std::uint32_t last, Clock::time_point ends);
   void remove(State& state) noexcept;
 
-  [[nodiscard]] std::size_t size() const noexcept { return states_.size(); }
+  [[nodiscard]] std::size_t larval_count() const noexcept { return states_.size() - by_sa_.size(); }
   // The newest of those made before `serial`; null if there is none.
   [[nodiscard]] const State* before(std::uint64_t serial) const noexcept;
   // When the first larval state goes.
@@ -68,7 +68,7 @@ class States {
   std::multimap<Clock::time_point, std::uint64_t> ends_;
   std::uint64_t next_serial_ = 1;
   // Inbound: what was seen under a key stays seen when the key comes back.
-  dataplane::UsedNumbers seen_;
+  dataplane::UsedNumbers seen_{dataplane::UsedNumbers::kSets / 4};
 };
 
 }  // namespace espalier::tools::xfrm
