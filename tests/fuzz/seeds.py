@@ -93,12 +93,93 @@ def inbound_seeds(vectors):
     yield b"\x00" + receive(b"\xff") + receive(bytes(4) + b"IKE") + receive(b"abc" * 9, 0, 9)
 
 
+def vnet(packet, flags=0, gso_type=0, header=0, size=0, start=0, offset=0):
+    return struct.pack("=BBHHHH", flags, gso_type, header, size, start, offset) + packet
+
+
+def outbound_seeds():
+    """Reads of a TUN: single packets, and super-packets of every kind."""
+
+    def reads(*packets):
+        return b"".join(struct.pack("!H", len(p)) + p for p in packets)
+
+    for setup in (b"\x00", b"\x41", b"\xc2", b"\x86"):
+        for packets in inner_packets():
+            yield setup + reads(*map(vnet, packets))
+        for wrap, header, kind in ((ipv4, 20, 1), (ipv6, 40, 4)):
+            segments = wrap(6, tcp(9, bytes(1400), 0x18))
+            yield setup + reads(vnet(segments, 1, kind, header + 20, 300, header, 16))
+            yield setup + reads(vnet(segments, 1, kind | 0x80, header + 20, 1, header, 16))
+            datagrams = wrap(17, udp(bytes(900)))
+            yield setup + reads(vnet(datagrams, 1, 5, header + 8, 250, header, 6))
+            yield setup + reads(vnet(datagrams, 1, 0, 0, 0, header, 6))
+
+
+CONFIG = """# two gateways
+workers = auto
+control = /run/c.sock
+[conn a]
+left = 192.0.2.1
+right = 192.0.2.2
+leftsubnet = 10.1.3.0/24,fd00::/64
+rightsubnet = 10.1.4.0/24,fd01::/64
+mark = 5/0xffffffff
+vti-interface = vti01
+vti-routing = yes
+leftvti = 10.0.1.1/24
+mark-outer = auto
+keys = a.keys
+"""
+
+
+def config_seeds():
+    yield CONFIG.encode()
+    for line in CONFIG.splitlines()[4:]:
+        yield CONFIG.replace(line + "\n", "").encode()
+    for more in ("right = %any", "left = %defaultroute", "encapsulation = no", "esp = aes256-sha1",
+                 "type = passthrough", "leftprotoport = 17/1-9", "mtu = 1280", "auto = ignore",
+                 "[conn a]", "[conn b]\nleft = ::1\nright = ::2\nkeys = b.keys", "mark-in = 7"):
+        yield (CONFIG + more + "\n").encode()
+
+
+def keys_seeds():
+    fields = [("suite", "aes_gcm128"), ("spi-in", "0x00000101"), ("key-in", "0x" + "11" * 16),
+              ("salt-in", "0x" + "22" * 4), ("spi-out", "0x00000102"), ("key-out", "0x" + "33" * 16),
+              ("salt-out", "0x" + "44" * 4)]
+    lines = [f"{name} = {value}\n" for name, value in fields]
+    yield "".join(lines).encode()
+    for number in range(len(lines)):
+        yield "".join(lines[:number] + lines[number + 1 :]).encode()
+        yield ("".join(lines) + lines[number]).encode()
+
+
+def control_seeds():
+    key = '"key":"0x' + "17" * 36 + '"'
+    sa = ('"direction":"out","spi":4097,"reqid":7,"local":"127.0.0.1","peer":"127.0.0.2",'
+          '"suite":"aes_gcm256",')
+    for body in ('"op":"status"', '"op":"sa-list","limit":2', '"op":"policy-list"', '"op":"vti-list"',
+                 '"op":"sa-count"', '"op":"subscribe"', '"op":"sa-get","spi":4097', '"op":"flush"',
+                 '"op":"sa-add",' + sa + key, '"op":"nothing"', '"op":[]', '"op":"sa-delete","id":1',
+                 '"op":"policy-add","direction":"out","source":"10.0.0.0/8","destination":"::/0"',
+                 '"op":"vti-add","name":"fuzz0","okey":1', '"op":"batch","ops":[{"op":"sa-add"}]',
+                 '"op":"ike-socket","local":"127.0.0.1"'):
+        line = ('{"version":1,' + body + "}\n").encode()
+        yield bytes([min(len(line), 255)]) + line
+        yield bytes([9]) + line[:9] + bytes([250]) + line[9:]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", required=True)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
-    makers = {"inbound": inbound_seeds(options.vectors)}
+    makers = {
+        "inbound": inbound_seeds(options.vectors),
+        "outbound": outbound_seeds(),
+        "config": config_seeds(),
+        "keys": keys_seeds(),
+        "control": control_seeds(),
+    }
     for target, seeds in makers.items():
         folder = os.path.join(options.out, target)
         os.makedirs(folder, exist_ok=True)

@@ -52,7 +52,7 @@ struct SaPair {
       sa.suite = suite_id;
       sa.encapsulation = Encapsulation::udp;
       sa.keys.push_back(backend->expand(suite_id, std::span(keymat).first(suite.keys())));
-      std::copy_n(keymat.begin() + suite.keys(), suite.salt, sa.salt.begin());
+      std::copy_n(keymat.data() + suite.keys(), suite.salt, sa.salt.begin());
       sa.peer = peer;
     };
     fill(out);

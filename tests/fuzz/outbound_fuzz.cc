@@ -1,0 +1,116 @@
+// From the TUN to the outer socket: any virtio header and any packet behind it; and what was
+// sealed, opened again by the twin of its SA.
+//
+//   input: SETUP (as inbound_fuzz.cc), then reads of the TUN until the bytes end
+//   read     length (2), bytes: a VnetHdr and a packet
+#include <cstring>
+#include <deque>
+#include <vector>
+
+#include "dataplane/inbound.h"
+#include "dataplane/outbound.h"
+#include "tests/fuzz/input.h"
+#include "tests/fuzz/recording_engine.h"
+#include "tests/unit/dataplane/sa_pair.h"
+
+namespace {
+
+using namespace espalier;
+using namespace espalier::dataplane;
+using espalier::fuzz::Input;
+using espalier::fuzz::require;
+
+constexpr std::size_t kHeadroom = 64;
+
+struct Setup {
+  explicit Setup(Input& input)
+      : choice(input.byte()),
+        pair((choice & 0x80) != 0,
+             crypto::suites()[(choice & 0x3f) % crypto::suites().size()].suite, 65536),
+        outbound(0, engine, counters, events),
+        inbound(0, inner_engine, sad, in_counters, events, {true, true, true}) {
+    const ifaces::IpAddress local = *ifaces::IpAddress::parse("192.0.2.1");
+    socket.encapsulation = Encapsulation::udp;
+    socket.local = {local, 4500};
+    socket.local_words = words(local);
+    socket.gso_segments = (choice & 0x40) != 0 ? 64 : 0;
+    socket.ports = {0};
+    pair.in.socket = pair.out.socket = &socket;
+    pair.in.set_local(local);
+    pair.out.seq_limit = 1'000'000;
+    pair.device.counters = std::make_unique<DeviceCounters[]>(1);
+    pair.device.ports = {0};
+    pair.binding.selectors.clear();
+    for (const char* any : {"0.0.0.0/0", "::/0"}) {
+      PolicySpec spec;
+      spec.selector.source = spec.selector.destination = *ifaces::Prefix::parse(any);
+      pair.binding.selectors.emplace_back(spec.selector);
+      policies.emplace_back(PolicyId{1}, spec);
+      policies.back().sa = &pair.out;
+      pair.device.policies.add(policies.back());
+    }
+    sad.insert(&pair.in);
+  }
+  ~Setup() {
+    for (const Policy& policy : policies) pair.device.policies.remove(policy);
+  }
+
+  std::uint8_t choice;
+  SaPair pair;
+  OuterSocket socket;
+  Sad sad;
+  std::deque<Policy> policies;
+  WorkerCounters counters, in_counters;
+  EventQueue events{-1};
+  fuzz::RecordingEngine engine, inner_engine;
+  Outbound outbound;
+  Inbound inbound;
+};
+
+// Delivers all that was sent at the other end; returns how many packets that was.
+std::uint64_t open_all(Setup& s) {
+  std::deque<std::vector<std::uint8_t>> buffers;
+  std::deque<ifaces::Received> turn;
+  std::uint64_t packets = 0;
+  s.inbound.begin_turn(1);
+  for (const auto& sent : s.engine.sent) {
+    packets += sent.packets;
+    const std::size_t size = sent.bytes.size();
+    const std::size_t segments =
+        sent.segment_size == 0 ? 1 : (size + sent.segment_size - 1) / sent.segment_size;
+    require(segments == sent.packets, "a send of another number of datagrams");
+    auto& buffer = buffers.emplace_back(kHeadroom + size);
+    std::copy(sent.bytes.begin(), sent.bytes.end(), buffer.begin() + kHeadroom);
+    ifaces::Received& received = turn.emplace_back();
+    received.kind = ifaces::PortKind::udp;
+    received.tos = sent.tos;
+    received.segment_size = sent.segment_size;
+    received.len = static_cast<std::uint32_t>(size);
+    received.data = buffer.data() + kHeadroom;
+    received.peer = s.pair.sender;
+    s.inbound.add(s.socket, received);
+  }
+  s.inbound.end_turn();
+  return packets;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  Input input(data, size);
+  Setup s(input);
+  std::deque<std::vector<std::uint8_t>> reads;  // of exactly their size, until the turn ends
+  s.outbound.begin_turn(1);
+  while (!input.empty()) {
+    const auto bytes = input.bytes(input.word());
+    if (bytes.empty()) continue;
+    auto& read = reads.emplace_back(bytes.begin(), bytes.end());
+    s.outbound.add(s.pair.device, read.data(), static_cast<std::uint32_t>(read.size()));
+  }
+  s.outbound.end_turn();
+  const std::uint64_t sent = open_all(s);
+  require(sent == s.pair.out.counters.packets.load(), "packets sent and counted");
+  // Nothing is sent that the peer must drop.
+  require(sent == s.pair.in.counters.packets.load(), "packets sealed and delivered");
+  return 0;
+}
