@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "dataplane/expiry.h"
+#include "dataplane/paths.h"
 #include "dataplane/reporter.h"
 #include "dataplane/tables.h"
 #include "dataplane/used_numbers.h"
@@ -124,6 +125,7 @@ SaStatus status_of(const OutboundSa& sa) {
   status.direction = Direction::out;
   status.seq = sa.next_seq.load(std::memory_order_relaxed);
   status.seq_limit = sa.seq_limit.load(std::memory_order_relaxed);
+  status.path_mtu = sa.peer->path().get(coarse_now_ns());
   status.drops[static_cast<std::size_t>(Drop::seq_exhausted)] =
       sa.exhausted.load(std::memory_order_relaxed);
   status.drops[static_cast<std::size_t>(Drop::expired)] =
@@ -169,6 +171,12 @@ struct Dataplane::State {
   OuterSocket& socket_for(Encapsulation encapsulation, const ifaces::Endpoint& local);
   void open_ike(OuterSocket& socket, std::uint32_t mark);
   void open_socket(OuterSocket& socket);
+  void open_sender(OuterSocket& socket);
+  void take_reports(std::vector<Event>& events);
+  void ask_links();
+  [[nodiscard]] bool hears(const OuterSocket& socket) const noexcept {
+    return workers.front()->hears(socket.local.address.family);
+  }
   void release_socket(OuterSocket& socket);
   void attach(std::vector<ifaces::UniqueFd>& fds, std::vector<ifaces::Port>& ports,
               ifaces::PortKind kind, Worker::PortOwner owner);
@@ -199,6 +207,8 @@ struct Dataplane::State {
   std::vector<std::unique_ptr<OuterSocket>> sockets;
   std::vector<std::unique_ptr<Worker>> workers;  // destroyed first: they use all of the above
   std::uint32_t next_id = 1;
+  bool links_limited = false;  // a PathMtu has a link()
+  std::optional<ifaces::Netlink> netlink;
 };
 
 Dataplane::Dataplane(const crypto::Registry& registry, Options options) {
@@ -335,7 +345,9 @@ void Dataplane::remove_policy(PolicyId id) {
 
 void Dataplane::State::open_socket(OuterSocket& socket) {
   const auto count = static_cast<unsigned>(workers.size());
-  const ifaces::OuterOptions outer;  // marks are the datagrams'
+  ifaces::OuterOptions outer;  // marks are the datagrams'
+  outer.fragmenting =
+      hears(socket) ? ifaces::Fragmenting::refuse_link : ifaces::Fragmenting::refuse_path;
   const bool udp = socket.encapsulation == Encapsulation::udp;
   for (unsigned w = 0; w < count; ++w)
     socket.fds.push_back(udp ? ifaces::open_udp(socket.local, {w, count}, outer)
@@ -346,6 +358,28 @@ void Dataplane::State::open_socket(OuterSocket& socket) {
                                        : ifaces::PortKind::raw_esp4;
   if (udp && options.udp_gso) socket.gso_segments = ifaces::probe_udp_gso(socket.local.address);
   attach(socket.fds, socket.ports, kind, {nullptr, &socket});
+}
+
+// Without it everything is sent with DF set: a sender more is a convenience.
+void Dataplane::State::open_sender(OuterSocket& socket) {
+  ifaces::OuterOptions outer;
+  outer.fragmenting = ifaces::Fragmenting::allow;
+  const bool udp = socket.encapsulation == Encapsulation::udp;
+  const bool ipv6 = socket.local.address.family == ifaces::Family::v6;
+  try {
+    std::vector<ifaces::UniqueFd> fds;
+    for (std::size_t w = 0; w < workers.size(); ++w)
+      fds.push_back(udp ? ifaces::open_udp_sender(socket.local, socket.fds, outer)
+                        : ifaces::open_raw_esp_sender(socket.local.address, outer));
+    const ifaces::PortKind kind = udp    ? ifaces::PortKind::udp
+                                  : ipv6 ? ifaces::PortKind::raw_esp6
+                                         : ifaces::PortKind::raw_esp4;
+    std::vector<ifaces::Port> ports;
+    attach(fds, ports, kind, {nullptr, &socket});
+    socket.sender_fds = std::move(fds);
+    socket.sender_ports = std::move(ports);
+  } catch (const std::system_error&) {
+  }
 }
 
 OuterSocket& Dataplane::State::socket_for(Encapsulation encapsulation,
@@ -365,6 +399,7 @@ void Dataplane::State::release_socket(OuterSocket& socket) {
   if (--socket.users > 0) return;
   detach(socket.ports);
   detach(socket.injectors);
+  detach(socket.sender_ports);
   std::erase_if(sockets, [&socket](const auto& s) { return s.get() == &socket; });
 }
 
@@ -433,6 +468,7 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.key_name = crypto::fingerprint(spec.keymat.bytes());
   sa.added = std::chrono::steady_clock::now();
   sa.outer_mark = spec.outer_mark;
+  sa.mss_clamp = spec.mss_clamp;
   const auto key = spec.keymat.bytes().first(suite.keys());
   const auto salt = spec.keymat.bytes().subspan(suite.keys());
   std::copy(salt.begin(), salt.end(), sa.salt.begin());
@@ -454,6 +490,10 @@ SaId Dataplane::add_sa(SaSpec spec) {
       auto sa = std::make_unique<OutboundSa>();
       s.fill(*sa, spec);
       sa->socket = &socket;
+      sa->outer = OuterRule(spec.outer);
+      sa->tfc_padding = spec.tfc_padding;
+      if (spec.outer.df != OuterHeader::Df::set && socket.sender_ports.empty())
+        s.open_sender(socket);
       sa->next_seq.store(s.first_number(*sa, spec.next_seq));
       sa->seq_limit.store(std::min(spec.seq_limit, last_seq(*sa)));
       s.set_lifetime(*sa, spec.lifetime, margin_packets(*sa));
@@ -466,6 +506,7 @@ SaId Dataplane::add_sa(SaSpec spec) {
     s.fill(*sa, spec);
     sa->socket = &socket;
     sa->set_local(spec.local.address);
+    sa->dscp_inwards = spec.outer.dscp_inwards;
     sa->follow_peer = spec.follow_peer && spec.encapsulation == Encapsulation::udp;
     s.set_lifetime(*sa, spec.lifetime, Limits::kNever);
     const SaId id = sa->id;
@@ -601,6 +642,8 @@ std::vector<Event> Dataplane::take_events() {
       events.push_back(event);
     if (!queue.empty()) ::eventfd_write(s.event_fd.get(), 1);
   }
+  s.take_reports(events);
+  s.ask_links();
   s.take_due(events);
   std::stable_sort(events.begin(), events.end(),
                    [](const Event& a, const Event& b) { return a.when < b.when; });
@@ -620,6 +663,44 @@ std::optional<std::chrono::steady_clock::time_point> Dataplane::next_expiry() co
 void Dataplane::extend_limit(SaId id, std::uint64_t limit) {
   OutboundSa* sa = state_->tables.outbound(id);
   if (sa != nullptr) set_limit(*sa, limit);
+}
+
+void Dataplane::refresh_paths() {
+  state_->ask_links();
+}
+
+// Once a report: routers limit their rate, and the queue is short.
+void Dataplane::State::take_reports(std::vector<Event>& events) {
+  TooBig report;
+  while (workers.front()->reports().take(report)) {
+    for (const OutboundSa* sa : tables.all_outbound()) {
+      if (!is_about(report, *sa) || !learn(report, *sa, coarse_now_ns())) continue;
+      Event event;
+      event.kind = EventKind::path_mtu;
+      event.direction = Direction::out;
+      event.sa = sa->id;
+      event.spi = sa->spi;
+      event.reqid = sa->reqid;
+      event.path_mtu = sa->peer->path().get(coarse_now_ns());
+      event.local = sa->socket->local;
+      event.peer = sa->peer->get();
+      event.when = std::chrono::steady_clock::now();
+      events.push_back(event);
+    }
+  }
+}
+
+void Dataplane::State::ask_links() {
+  bool refused = false;
+  for (const auto& worker : workers) refused = worker->take_refused() || refused;
+  if (!refused && !links_limited) return;
+  // Where a link was in the way it is asked again every time: it may have grown since.
+  links_limited = false;
+  for (const OutboundSa* sa : tables.all_outbound()) {
+    PathMtu& path = sa->peer->path();
+    if (path.take_refused() || path.link() != 0) ask_link(*sa, hears(*sa->socket), netlink);
+    links_limited = links_limited || path.link() != 0;
+  }
 }
 
 void Dataplane::send_keepalives(std::chrono::seconds idle) {

@@ -52,6 +52,7 @@ struct SaStatus {
   Traffic traffic;
   std::uint64_t seq = 0;  // out: the next number; in: the highest one seen
   std::uint64_t seq_limit = 0;
+  std::uint32_t path_mtu = 0;  // out: bytes of outer IP packet; 0: no limit is known
   std::array<std::uint64_t, kDropCount> drops{};  // those that can be laid to this SA
   std::optional<std::chrono::steady_clock::time_point> last_packet;
   std::chrono::steady_clock::time_point added;
@@ -133,6 +134,10 @@ class Dataplane {
   // open as long as this lives; it may have been asked for before. Until it is, IKE's datagrams are
   // dropped (no_ike). `mark`: SO_MARK. Throws std::system_error, or std::runtime_error.
   [[nodiscard]] int ike_socket(const ifaces::Endpoint& local, std::uint32_t mark);
+
+  // Asks the kernel again about links that have refused a packet for its length; take_events() does
+  // so when they do. To be called about once a second.
+  void refresh_paths();
 
   // Sends one 0xFF (RFC 3948 §2.3) to every known peer of UDP SAs to which nothing was sent for
   // `idle`, an earlier one of these included.

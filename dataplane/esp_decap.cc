@@ -107,7 +107,7 @@ bool padding_is_right(const std::uint8_t* end, std::size_t padding) noexcept {
 }
 
 // Everything after the ICV. True if there is an inner packet, or a dummy, that may go on.
-bool finish(const Binding* binding, const crypto::SuiteInfo& suite,
+bool finish(const InboundSa& sa, const Binding* binding, const crypto::SuiteInfo& suite,
             InboundPacket& packet) noexcept {
   const auto drop = [&packet](Drop reason) {
     packet.reason = reason;
@@ -137,12 +137,14 @@ bool finish(const Binding* binding, const crypto::SuiteInfo& suite,
   if (std::none_of(binding->selectors.begin(), binding->selectors.end(), allowed))
     return drop(Drop::selector_mismatch);
 
-  const auto inner_ecn = static_cast<std::uint8_t>(packet.key.tos & kEcnMask);
-  std::uint8_t ecn = inner_ecn;
+  std::uint8_t ecn = packet.key.tos & kEcnMask;
   if (!ecn_decapsulate(packet.outer_tos & kEcnMask, ecn)) return drop(Drop::ecn_violation);
-  if (ecn != inner_ecn) {
-    set_inner_ecn(text, ecn);
-    packet.key.tos = static_cast<std::uint8_t>((packet.key.tos & ~unsigned{kEcnMask}) | ecn);
+  // RFC 2983 §4.2: which DSCP it goes on with, the inner one as a rule (RFC 4301 §5.1.2.1).
+  const std::uint8_t dscp = (sa.dscp_inwards ? packet.outer_tos : packet.key.tos) & kDscpMask;
+  const auto tos = static_cast<std::uint8_t>(dscp | ecn);
+  if (tos != packet.key.tos) {
+    set_inner_tos(text, tos);
+    packet.key.tos = tos;
   }
   return true;
 }
@@ -183,7 +185,7 @@ DecapResult esp_decap(InboundSa& sa, unsigned worker, std::span<InboundPacket> r
   run = run.first(commit(sa, run, result));
   const Binding* binding = sa.binding.load(std::memory_order_acquire);
   result.good = partition(
-      run, [&](InboundPacket& packet, std::size_t) { return finish(binding, suite, packet); });
+      run, [&](InboundPacket& packet, std::size_t) { return finish(sa, binding, suite, packet); });
   if (const Limits* limits = sa.limits.load(std::memory_order_acquire)) [[unlikely]]
     result.good = within(*limits, sa.counters, run.first(result.good));
   return result;

@@ -57,6 +57,8 @@ class EventQueue {
     tail_.store(tail + 1, std::memory_order_release);
     posted_ = true;
   }
+  // There is something else to look at.
+  void poke() noexcept { posted_ = true; }
   void ring() noexcept {
     if (!posted_) [[likely]]
       return;

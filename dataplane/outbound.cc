@@ -7,6 +7,7 @@
 
 #include "dataplane/esp.h"
 #include "dataplane/esp_encap.h"
+#include "dataplane/fragment.h"
 
 namespace espalier::dataplane {
 namespace {
@@ -19,9 +20,7 @@ bool is_outer(const InnerKey& key, const OutboundSa& sa) noexcept {
   return key.protocol == IPPROTO_UDP && key.has_ports && key.source_port == sa.socket->local.port;
 }
 
-}  // namespace
-
-namespace {
+constexpr std::size_t kScratchBytes = 65536;  // more than any IP packet
 
 // How many of the packets still pass under the SA's hard limits.
 template <class Items>
@@ -47,7 +46,8 @@ Outbound::Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& coun
       counters_(counters),
       reporter_(events),
       transmitter_(worker, engine, counters),
-      icmp_(engine) {}
+      icmp_(engine),
+      scratch_(std::make_unique<std::uint8_t[]>(kScratchBytes)) {}
 
 void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept {
   if (count_ == kBatch) run_batch();
@@ -98,20 +98,22 @@ Outbound::Found Outbound::resolve(const Policy* policy) noexcept {
   return {nullptr, Drop::policy_discard, policy};
 }
 
+void Outbound::tell(const Item& item, IcmpReason reason, std::size_t mtu) noexcept {
+  icmp_.answer(item.device->counters[worker_], item.packet, reason, segment_length(item.plan, 0),
+               static_cast<std::uint32_t>(mtu));
+}
+
 // It does not go on in any form; its sender is told (RFC 4301 §7.4).
 void Outbound::refuse(const Item& item, Drop reason, const Policy* trap) noexcept {
   counters_.drop(reason, item.plan.count);
-  DeviceCounters& device = item.device->counters[worker_];
-  if (reason == Drop::no_sa) bump(device.tx_no_sa, item.plan.count);
+  if (reason == Drop::no_sa) bump(item.device->counters[worker_].tx_no_sa, item.plan.count);
   if (reason == Drop::no_sa && trap != nullptr && trap->spec.trap) {
     // An SA is on its way: an answer would end the connection that asks for it.
     reporter_.acquire(*trap, *item.device, item.key, item.plan.count);
     return;
   }
-  if (reason == Drop::loop) return bump(device.tx_loops, item.plan.count);
-  icmp_.answer(device, item.packet,
-               reason == Drop::policy_discard ? IcmpReason::prohibited : IcmpReason::unreachable,
-               segment_length(item.plan, 0));
+  if (reason == Drop::loop) return bump(item.device->counters[worker_].tx_loops, item.plan.count);
+  tell(item, reason == Drop::policy_discard ? IcmpReason::prohibited : IcmpReason::unreachable);
 }
 
 void Outbound::run_batch() noexcept {
@@ -154,53 +156,107 @@ Drop Outbound::stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noe
   return Drop::seq_exhausted;
 }
 
+Outbound::Room Outbound::room_of(const OutboundSa& sa, const ifaces::Endpoint& to) const noexcept {
+  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
+  constexpr std::size_t kMaxPacket = 65535;
+  const std::uint32_t path = sa.peer->path().get(now_ns_);
+  Room room{inner_mtu(suite, kMaxPacket, false, true), kMaxPacket, 0, {}};
+  if (path == 0 && sa.tfc_padding == 0 && sa.mss_clamp == 0) [[likely]]
+    return room;
+
+  constexpr std::uint32_t kEthernet = 1500;  // a path that nobody has complained about
+  const bool ipv6 = to.address.family == ifaces::Family::v6;
+  const bool udp = sa.encapsulation == Encapsulation::udp;
+  const std::size_t fits = inner_mtu(suite, path == 0 ? kEthernet : path, ipv6, udp);
+  room.tfc = std::min<std::size_t>(sa.tfc_padding, fits);
+  room.mss = MssLimit(sa.mss_clamp, fits);
+  if (path == 0) return room;
+  room.unfragmented = fits;
+  if (!sa.outer.clear_df) room.longest = fits;
+  return room;
+}
+
 // Packets of one SA, in order.
 void Outbound::encap(std::span<Item> items) noexcept {
   OutboundSa& sa = *items.front().sa;
-  std::uint64_t wanted = 0;
-  for (const Item& item : items) wanted += item.plan.count;
   const ifaces::Endpoint to = sa.peer->get();
   if (to.address.is_any()) {
     for (const Item& item : items) refuse(item, Drop::no_peer);
     return;
   }
+  transmitter_.select(sa, to);
+  const Room room = room_of(sa, to);
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (segment_length(items[i].plan, 0) <= room.longest) [[likely]]
+      continue;
+    send(sa, items.subspan(first, i - first), room);
+    too_long(sa, items[i], room);
+    first = i + 1;
+  }
+  send(sa, items.subspan(first), room);
+}
 
+Outbound::Numbers Outbound::reserve(OutboundSa& sa, std::uint64_t wanted,
+                                    std::uint64_t admitted) noexcept {
+  Numbers numbers{};
+  numbers.count = sa.reserve(admitted, numbers.first);
+  if (numbers.count < wanted) [[unlikely]] {
+    if (const Limits* limits = sa.limits.load(std::memory_order_acquire))
+      reporter_.judge(sa, *limits);
+    numbers.why = stop(sa, wanted - numbers.count, numbers.count == admitted);
+  }
+  return numbers;
+}
+
+template <class Write>
+inline void Outbound::frame(const OutboundSa& sa, std::uint64_t seq, std::size_t length,
+                            const Room& room, const OuterFields& outer,
+                            const Write& write) noexcept {
+  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
+  const std::size_t padded = std::max(length, room.tfc);
+  std::uint8_t* out = transmitter_.place(esp_length(suite, padded), outer);
+  std::uint8_t* inner = out + kEspHeader + suite.iv;
+  write(inner);
+  // RFC 4303 §2.7: the receiver finds the end by the inner header.
+  if (padded != length) [[unlikely]]
+    std::memset(inner + length, 0, padded - length);
+  if (room.mss.v4 != 0) [[unlikely]]
+    clamp_mss({inner, length}, room.mss);
+  const std::uint8_t next_header = inner[0] >> 4 == 6 ? kNextIpv6 : kNextIpv4;
+  esp_frame(sa, suite, seq, out, padded, next_header, transmitter_.op());
+}
+
+void Outbound::send(OutboundSa& sa, std::span<const Item> items, const Room& room) noexcept {
+  std::uint64_t wanted = 0;
+  for (const Item& item : items) wanted += item.plan.count;
+  if (wanted == 0) return;
   const Limits* limits = sa.limits.load(std::memory_order_acquire);
   std::uint64_t admitted = wanted;
   if (limits != nullptr) [[unlikely]]
     admitted = within(*limits, sa.counters, items);
-  std::uint64_t seq = 0;
-  const std::uint64_t usable = sa.reserve(admitted, seq);
-  if (usable < wanted) [[unlikely]] {
-    if (limits != nullptr) reporter_.judge(sa, *limits);
-    const Drop reason = stop(sa, wanted - usable, usable == admitted);
-    if (usable == 0) {
-      for (const Item& item : items) refuse(item, reason);
+  const Numbers numbers = reserve(sa, wanted, admitted);
+  if (numbers.count < wanted) [[unlikely]] {
+    if (numbers.count == 0) {
+      for (const Item& item : items) refuse(item, numbers.why);
       return;
     }
-    counters_.drop(reason, wanted - usable);
+    counters_.drop(numbers.why, wanted - numbers.count);
   }
-  const std::uint64_t end = seq + usable;
-
-  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
-  transmitter_.select(sa, to);
+  std::uint64_t seq = numbers.first;
+  const std::uint64_t end = seq + numbers.count;
   std::uint64_t packets = 0;
   std::uint64_t bytes = 0;
   for (const Item& item : items) {
     const std::uint64_t packets_before = packets;
     const std::uint64_t bytes_before = bytes;
-    const std::uint8_t next_header = item.key.ipv6 ? kNextIpv6 : kNextIpv4;
+    OuterFields outer = sa.outer.fields(item.packet.data(), item.key.ipv6, item.key.tos);
+    if (segment_length(item.plan, 0) > room.unfragmented) [[unlikely]]
+      outer.fragmentable = outer.alone = 1;
     for (std::size_t i = 0; i < item.plan.count && seq < end; ++i, ++seq) {
       const std::size_t length = segment_length(item.plan, i);
-      const std::size_t esp = esp_length(suite, length);
-      if (esp > kMaxDatagram) {
-        counters_.drop(Drop::too_big);
-        continue;
-      }
-      // RFC 6040 §4.1, RFC 4301 §5.1.2.1: DSCP and ECN are copied outwards.
-      std::uint8_t* out = transmitter_.place(esp, item.key.tos);
-      write_segment(item.plan, item.packet, i, out + kEspHeader + suite.iv);
-      esp_frame(sa, suite, seq, out, length, next_header, transmitter_.op());
+      frame(sa, seq, length, room, outer,
+            [&](std::uint8_t* inner) { write_segment(item.plan, item.packet, i, inner); });
       ++packets;
       bytes += length;
     }
@@ -211,6 +267,48 @@ void Outbound::encap(std::span<Item> items) noexcept {
   sa.counters.count(packets, bytes, now_ns_);
   if (limits != nullptr) [[unlikely]]
     reporter_.judge(sa, *limits);
+}
+
+// An inner packet that the path does not carry: its sender is told, or it is cut (RFC 4301 §8).
+void Outbound::too_long(OutboundSa& sa, const Item& item, const Room& room) noexcept {
+  constexpr std::size_t kMinMtu4 = 68;    // RFC 791 §3.2
+  constexpr std::size_t kMinMtu6 = 1280;  // RFC 8200 §5
+  const std::size_t length = segment_length(item.plan, 0);
+  if (!item.key.ipv6 && (item.packet[6] & 0x40) == 0 && room.longest >= kMinMtu4)
+    return send_fragments(sa, item, room);
+  std::size_t mtu = room.longest;
+  if (item.key.ipv6 && mtu < kMinMtu6) {
+    // Nobody sends IPv6 in smaller pieces: where the path takes less, the outer packet is
+    // fragmented (RFC 2473 §7.2).
+    mtu = kMinMtu6;
+    if (length <= kMinMtu6) return send(sa, {&item, 1}, room);
+  }
+  counters_.drop(Drop::too_big, item.plan.count);
+  tell(item, IcmpReason::too_big, mtu);
+}
+
+void Outbound::send_fragments(OutboundSa& sa, const Item& item, const Room& room) noexcept {
+  const OuterFields outer = sa.outer.fields(item.packet.data(), item.key.ipv6, item.key.tos);
+  DeviceCounters& counters = item.device->counters[worker_];
+  const Limits* limits = sa.limits.load(std::memory_order_acquire);
+  for (std::size_t i = 0; i < item.plan.count; ++i) {
+    const std::size_t length = segment_length(item.plan, i);
+    write_segment(item.plan, item.packet, i, scratch_.get());
+    Fragmenter fragments({scratch_.get(), length}, room.longest);
+    const bool ended = limits != nullptr && within(*limits, sa.counters, std::span(&item, 1)) == 0;
+    const Numbers numbers = reserve(sa, fragments.count(), ended ? 0 : fragments.count());
+    if (numbers.count < fragments.count())
+      counters_.drop(numbers.why, fragments.count() - numbers.count);
+    std::uint64_t bytes = 0;
+    for (std::uint64_t seq = numbers.first; seq < numbers.first + numbers.count; ++seq) {
+      const std::size_t piece = fragments.next_length();
+      frame(sa, seq, piece, room, outer, [&](std::uint8_t* inner) { fragments.write_next(inner); });
+      bytes += piece;
+    }
+    sa.counters.count(numbers.count, bytes, now_ns_);
+    bump(counters.tx_packets, 1);
+    bump(counters.tx_bytes, length);
+  }
 }
 
 }  // namespace espalier::dataplane

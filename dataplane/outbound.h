@@ -4,9 +4,11 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 
 #include "dataplane/device.h"
 #include "dataplane/icmp_sender.h"
+#include "dataplane/mss.h"
 #include "dataplane/reporter.h"
 #include "dataplane/segment.h"
 #include "dataplane/transmitter.h"
@@ -31,6 +33,7 @@ class Outbound {
   void end_turn() noexcept;
 
   [[nodiscard]] IcmpSender& icmp() noexcept { return icmp_; }
+  [[nodiscard]] Transmitter& transmitter() noexcept { return transmitter_; }
 
  private:
   // Reads looked up together, so that the cache misses of their lookups overlap.
@@ -59,7 +62,32 @@ class Outbound {
   void refuse(const Item& item, Drop reason, const Policy* trap = nullptr) noexcept;
   // Why `packets` of the SA may not leave; the SA counts them, and it is told.
   [[nodiscard]] Drop stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noexcept;
+  void tell(const Item& item, IcmpReason reason, std::size_t mtu = 0) noexcept;
+
   void encap(std::span<Item> items) noexcept;
+  // What of the inner packets of one SA passes, in bytes.
+  struct Room {
+    std::size_t longest;       // longer: too_long()
+    std::size_t unfragmented;  // longer: without DF, and alone, as the kernel is to fragment it
+    std::size_t tfc;           // shorter: padded to this
+    MssLimit mss;
+  };
+  [[nodiscard]] Room room_of(const OutboundSa& sa, const ifaces::Endpoint& to) const noexcept;
+  // Of the SA that encap() has chosen.
+  void send(OutboundSa& sa, std::span<const Item> items, const Room& room) noexcept;
+  void too_long(OutboundSa& sa, const Item& item, const Room& room) noexcept;
+  void send_fragments(OutboundSa& sa, const Item& item, const Room& room) noexcept;
+  // The numbers of a run of packets. Fewer than `wanted` where the SA has no more, or its lifetime
+  // admits fewer: the rest is for the caller to count as lost.
+  struct Numbers {
+    std::uint64_t first, count;
+    Drop why;
+  };
+  [[nodiscard]] Numbers reserve(OutboundSa& sa, std::uint64_t wanted,
+                                std::uint64_t admitted) noexcept;
+  template <class Write>
+  void frame(const OutboundSa& sa, std::uint64_t seq, std::size_t length, const Room& room,
+             const OuterFields& outer, const Write& write) noexcept;
 
   unsigned worker_;
   WorkerCounters& counters_;
@@ -69,6 +97,7 @@ class Outbound {
   std::int64_t now_ns_ = 0;
   std::size_t count_ = 0;
   std::array<Item, kBatch> items_;
+  std::unique_ptr<std::uint8_t[]> scratch_;  // a segment that is to be fragmented
   std::size_t head_count_ = 0;
   std::array<std::uint8_t, kBatch> heads_{};  // which items
 };

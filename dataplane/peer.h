@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dataplane/path_mtu.h"
 #include "ifaces/address.h"
 
 namespace espalier::dataplane {
@@ -37,7 +38,10 @@ class Peer {
     for (std::size_t i = 0; i < w.size(); ++i) words_[i].store(w[i], std::memory_order_release);
     version_.store(v + 2, std::memory_order_release);
     writing_.clear(std::memory_order_release);
+    path_.forget();
   }
+
+  [[nodiscard]] PathMtu& path() noexcept { return path_; }
 
  private:
   using Words = std::array<std::uint64_t, 3>;
@@ -59,6 +63,7 @@ class Peer {
   std::atomic<std::uint32_t> version_{0};
   std::atomic_flag writing_;
   std::array<std::atomic<std::uint64_t>, 3> words_{};
+  PathMtu path_;
 };
 
 }  // namespace espalier::dataplane

@@ -17,6 +17,7 @@
 #include "dataplane/event_queue.h"
 #include "dataplane/inner.h"
 #include "dataplane/lifetime.h"
+#include "dataplane/outer_header.h"
 #include "dataplane/peer.h"
 #include "dataplane/replay_window.h"
 #include "dataplane/socket_set.h"
@@ -46,6 +47,7 @@ struct SaCommon {
   OuterSocket* socket = nullptr;
   std::uint32_t outer_mark = 0;  // SO_MARK
   std::shared_ptr<Peer> peer;    // never null; shared with the other direction
+  std::uint16_t mss_clamp = 0;   // as in SaSpec
   std::string name;
   std::chrono::steady_clock::time_point added;
   LifeState life;
@@ -70,6 +72,8 @@ struct SaCounters {
 };
 
 struct OutboundSa : SaCommon {
+  OuterRule outer;
+  std::uint32_t tfc_padding = 0;  // as in SaSpec
   // The next number to hand out; it may run past the limit, and then nothing more is sent.
   alignas(64) std::atomic<std::uint64_t> next_seq{1};
   std::atomic<std::uint64_t> seq_limit{0};
@@ -99,6 +103,7 @@ struct Binding {
 struct InboundSa : SaCommon {
   ifaces::IpAddress local;
   bool follow_peer = false;
+  bool dscp_inwards = false;
   std::atomic<const Binding*> binding{nullptr};
   std::unique_ptr<const Binding> own_binding;  // control thread: what `binding` is
 

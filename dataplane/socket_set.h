@@ -29,6 +29,9 @@ struct OuterSocket {
   sockaddr_storage ike_address{};  // where they go: `local`, without a port
   socklen_t ike_address_length = 0;
   std::atomic<bool> has_ike{false};  // the four above are there
+  // For what is sent without DF, once an SA asks for it; else empty.
+  std::vector<ifaces::UniqueFd> sender_fds;
+  std::vector<ifaces::Port> sender_ports;
 };
 
 }  // namespace espalier::dataplane

@@ -35,10 +35,13 @@ void Transmitter::add_target() noexcept {
   if (sa_->encapsulation == Encapsulation::esp) to.port = 0;
   target.length = to.to(target.address);
   target.mark = sa_->outer_mark;
-  target.port = sa_->socket->ports[worker_];
+  const OuterSocket& socket = *sa_->socket;
+  target.port = socket.ports[worker_];
+  target.sender_port = socket.sender_ports.empty() ? target.port : socket.sender_ports[worker_];
+  target.peer = sa_->peer.get();
 }
 
-std::uint8_t* Transmitter::place(std::size_t length, std::uint8_t tos) noexcept {
+std::uint8_t* Transmitter::place(std::size_t length, const OuterFields& outer) noexcept {
   assert(length <= kMaxDatagram);
   if (op_count_ == kSealBatch) seal();
   if (used_ + length > kArenaBytes || run_count_ == kMaxRuns) make_room();
@@ -46,7 +49,7 @@ std::uint8_t* Transmitter::place(std::size_t length, std::uint8_t tos) noexcept 
   used_ += length;
   if (run_open_) {
     Run& run = runs_[run_count_ - 1];
-    if (length <= run.segment && tos == run.tos && run.packets < max_segments_ &&
+    if (length <= run.segment && outer == run.outer && run.packets < max_segments_ &&
         run.length + length <= kMaxDatagram) {
       run.length += static_cast<std::uint32_t>(length);
       ++run.packets;
@@ -59,9 +62,9 @@ std::uint8_t* Transmitter::place(std::size_t length, std::uint8_t tos) noexcept 
                             static_cast<std::uint16_t>(length),
                             1,
                             static_cast<std::uint16_t>(target_count_ - 1),
-                            tos,
+                            outer,
                             false};
-  run_open_ = max_segments_ > 1;
+  run_open_ = max_segments_ > 1 && outer.alone == 0;
   return out;
 }
 
@@ -89,14 +92,16 @@ void Transmitter::send_all() noexcept {
       continue;
     }
     const Target& target = targets_[run.target];
-    engine_.send({.port = target.port,
-                  .tos = run.tos,
+    engine_.send({.port = run.outer.fragmentable != 0 ? target.sender_port : target.port,
+                  .tos = run.outer.tos,
                   .segment_size = run.packets > 1 ? run.segment : std::uint16_t{0},
                   .len = run.length,
                   .data = run.data,
                   .to = &target.address,
                   .to_len = target.length,
-                  .mark = target.mark},
+                  .mark = target.mark,
+                  .hop_limit = run.outer.hop_limit,
+                  .flow_label = run.outer.flow_label},
                  run.packets);
   }
   run_count_ = 0;
@@ -109,6 +114,7 @@ void Transmitter::make_room() noexcept {
   send_all();
   engine_.flush();
   used_ = 0;
+  sent_targets_ = std::max(target_count_, sent_targets_);
   target_count_ = 0;
   if (sa_ != nullptr) add_target();
 }
@@ -119,8 +125,14 @@ void Transmitter::submit() noexcept {
   // The bytes stay until the engine has finished with them, at its next turn; by then nothing is
   // placed.
   used_ = 0;
+  sent_targets_ = std::max(target_count_, sent_targets_);
   target_count_ = 0;
   sa_ = nullptr;
+}
+
+void Transmitter::refused(ifaces::Port port) noexcept {
+  for (const Target& target : std::span(targets_.data(), sent_targets_))
+    if (target.port == port || target.sender_port == port) target.peer->path().refused();
 }
 
 }  // namespace espalier::dataplane

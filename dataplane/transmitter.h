@@ -30,13 +30,19 @@ class Transmitter {
   void select(const OutboundSa& sa, const ifaces::Endpoint& to) noexcept;
 
   // Room for an ESP packet of `length` bytes (at most kMaxDatagram) of the selected SA, at the end
-  // of the current run or as the start of the next. `tos`: of the outer header.
-  [[nodiscard]] std::uint8_t* place(std::size_t length, std::uint8_t tos) noexcept;
+  // of the current run or as the start of the next. `outer`: of the outer header.
+  [[nodiscard]] std::uint8_t* place(std::size_t length, const OuterFields& outer) noexcept;
   // The sealing of what was placed last; to be filled in before the next call.
   [[nodiscard]] crypto::AeadOp& op() noexcept { return ops_[op_count_++]; }
 
   // Seals and queues everything.
   void submit() noexcept;
+
+  // The kernel has refused, for its length, something that was sent through `port` in the turn
+  // before: the peers of that turn are marked (PathMtu::refused()), as it does not say which.
+  void refused(ifaces::Port port) noexcept;
+  // What was sent is over and done with: its peers may go.
+  void forget() noexcept { sent_targets_ = 0; }
 
  private:
   // Cache-sized: what is sealed is copied into the kernel soon after.
@@ -50,7 +56,7 @@ class Transmitter {
     std::uint16_t segment;
     std::uint16_t packets;
     std::uint16_t target;
-    std::uint8_t tos;
+    OuterFields outer;
     bool bad;
   };
   struct Target {
@@ -58,6 +64,8 @@ class Transmitter {
     std::uint32_t mark;
     socklen_t length;
     ifaces::Port port;
+    ifaces::Port sender_port;  // for what is sent without DF
+    Peer* peer;
   };
 
   void seal() noexcept;
@@ -78,6 +86,7 @@ class Transmitter {
   std::size_t used_ = 0;
   std::size_t run_count_ = 0;
   std::size_t target_count_ = 0;
+  std::size_t sent_targets_ = 0;  // of the last submit; still in targets_
   std::size_t op_count_ = 0;
   std::array<Run, kMaxRuns> runs_;
   std::array<Target, kMaxRuns> targets_;

@@ -61,7 +61,8 @@ void Worker::run(const Setup& setup, const Sad& sad) {
       std::string why;
       engine = ifaces::make_engine(setup.io, why);
       outbound = std::make_unique<Outbound>(setup.index, *engine, counters_, events_);
-      outbound->icmp().open(false);
+      // One hears for all: the kernel gives every raw socket a copy.
+      open_icmp(outbound->icmp(), setup.index == 0);
       inbound =
           std::make_unique<Inbound>(setup.index, *engine, sad, counters_, events_, setup.offloads);
       engine_text_ = std::string(engine->name()) + " (" + engine->features() + ")";
@@ -75,6 +76,26 @@ void Worker::run(const Setup& setup, const Sad& sad) {
     if (job_error_) return;
   }
   loop(*engine, *outbound, *inbound);
+}
+
+void Worker::open_icmp(IcmpSender& icmp, bool reports) {
+  icmp.open(reports);
+  const auto own = [&](int port, bool& hears) {
+    if (port == IcmpSender::Sockets::kNone) return;
+    owners_[static_cast<ifaces::Port>(port)].icmp = true;
+    hears = reports;
+  };
+  own(icmp.sockets().v4, hears4_);
+  own(icmp.sockets().v6, hears6_);
+}
+
+void Worker::hear(const ifaces::Received& received) noexcept {
+  TooBig report;
+  const bool ipv6 = received.kind == ifaces::PortKind::raw_esp6;
+  if (parse_too_big({received.data, received.len}, ipv6, report)) {
+    reports_.post(report);
+    events_.poke();
+  }
 }
 
 bool Worker::run_jobs(ifaces::Engine& engine) {
@@ -92,11 +113,18 @@ bool Worker::run_jobs(ifaces::Engine& engine) {
   return !stop_;
 }
 
-void Worker::count_errors(ifaces::Engine& engine) noexcept {
+void Worker::count_errors(ifaces::Engine& engine, Outbound& outbound) noexcept {
   for (const ifaces::TxError& error : engine.take_errors()) {
-    const bool tun = owners_[error.port].device != nullptr;
-    counters_.drop(tun ? Drop::write_failed : Drop::send_failed, error.packets);
+    const PortOwner& owner = owners_[error.port];
+    counters_.drop(owner.device != nullptr ? Drop::write_failed : Drop::send_failed, error.packets);
+    // EINVAL: what older kernels say of a UDP GSO send whose segments are too long.
+    if (owner.socket != nullptr && (error.error == EMSGSIZE || error.error == EINVAL)) {
+      outbound.transmitter().refused(error.port);
+      refused_.store(true, std::memory_order_release);
+      events_.poke();
+    }
   }
+  outbound.transmitter().forget();
 }
 
 // Passes over the turn, so that the cache misses of its lookups overlap.
@@ -111,7 +139,7 @@ void Worker::prefetch(std::span<const ifaces::Received> received,
 void Worker::loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound) {
   for (;;) {
     const std::span<ifaces::Received> received = engine.turn(true);
-    count_errors(engine);
+    count_errors(engine, outbound);
     const std::int64_t now_ns = coarse_now_ns();
     outbound.begin_turn(now_ns);
     inbound.begin_turn(now_ns);
@@ -123,13 +151,15 @@ void Worker::loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound) 
         outbound.add(*owner.device, r.data, r.len);
       } else if (owner.socket != nullptr) {
         inbound.add(*owner.socket, r);
+      } else if (owner.icmp) {
+        hear(r);
       }
     }
     inbound.end_turn();
     outbound.end_turn();
     if (asked_.load(std::memory_order_acquire)) [[unlikely]] {
       engine.flush();  // what was queued must not outlive a device or socket that a job removes
-      count_errors(engine);
+      count_errors(engine, outbound);
       if (!run_jobs(engine)) return;
     }
   }

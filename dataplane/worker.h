@@ -16,6 +16,7 @@
 #include "dataplane/event_queue.h"
 #include "dataplane/inbound.h"
 #include "dataplane/outbound.h"
+#include "dataplane/too_big_queue.h"
 #include "ifaces/engine.h"
 
 namespace espalier::dataplane {
@@ -43,8 +44,20 @@ class Worker {
   struct PortOwner {
     Device* device = nullptr;
     OuterSocket* socket = nullptr;
+    bool icmp = false;
   };
   [[nodiscard]] PortOwner& owner(ifaces::Port port) noexcept { return owners_[port]; }
+
+  // Does it receive what routers report about packets that were too big?
+  [[nodiscard]] bool hears(ifaces::Family family) const noexcept {
+    return family == ifaces::Family::v6 ? hears6_ : hears4_;
+  }
+  [[nodiscard]] TooBigQueue& reports() noexcept { return reports_; }
+  // Has the kernel refused a packet for its length since the last call?
+  [[nodiscard]] bool take_refused() noexcept {
+    return refused_.load(std::memory_order_relaxed) &&
+           refused_.exchange(false, std::memory_order_acquire);
+  }
 
   [[nodiscard]] const WorkerCounters& counters() const noexcept { return counters_; }
   [[nodiscard]] EventQueue& events() noexcept { return events_; }
@@ -54,13 +67,18 @@ class Worker {
   void run(const Setup& setup, const Sad& sad);
   void loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound);
   void prefetch(std::span<const ifaces::Received> received, const Inbound& inbound) const noexcept;
-  void count_errors(ifaces::Engine& engine) noexcept;
+  void count_errors(ifaces::Engine& engine, Outbound& outbound) noexcept;
+  void open_icmp(IcmpSender& icmp, bool reports);
+  void hear(const ifaces::Received& received) noexcept;
   bool run_jobs(ifaces::Engine& engine);
 
   WorkerCounters counters_;
   EventQueue events_;
   std::array<PortOwner, ifaces::kMaxPorts> owners_{};
   std::string engine_text_;
+  bool hears4_ = false, hears6_ = false;
+  TooBigQueue reports_;
+  std::atomic<bool> refused_{false};
 
   // The job of the one caller (the control thread).
   std::mutex mutex_;

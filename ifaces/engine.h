@@ -52,7 +52,9 @@ struct Datagram {
   const std::uint8_t* data;
   const sockaddr_storage* to;
   socklen_t to_len;
-  std::uint32_t mark = 0;  // SO_MARK; 0: none
+  std::uint32_t mark = 0;        // SO_MARK; 0: none
+  std::uint8_t hop_limit = 0;    // 0: the system's default
+  std::uint32_t flow_label = 0;  // IPv6, 20 bits; 0: the kernel chooses
 };
 
 // A send or write that failed, and how many packets it held. 0 packets: nothing will be received

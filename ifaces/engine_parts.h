@@ -129,13 +129,16 @@ class ErrorList {
   bool fresh_ = false;
 };
 
-// The msghdr of one send, with room for UDP_SEGMENT, a TOS and a mark.
+// The msghdr of one send, with room for UDP_SEGMENT, TOS, mark, hop limit and flow label.
 struct TxMessage {
   msghdr header;
   iovec payload;
   alignas(cmsghdr) std::array<std::uint8_t, CMSG_SPACE(sizeof(std::uint16_t)) +
-                                                2 * CMSG_SPACE(sizeof(int))> control;
+                                                4 * CMSG_SPACE(sizeof(int))> control;
 };
+
+inline constexpr int kIpv6Flowinfo =
+    11;  // IPV6_FLOWINFO of linux/in6.h, which netinet/in.h excludes
 
 namespace parts {
 
@@ -163,6 +166,14 @@ inline void render(const Datagram& d, TxMessage& message) noexcept {
                         static_cast<int>(d.tos));
   }
   if (d.mark != 0) used += put_control(control + used, SOL_SOCKET, SO_MARK, d.mark);
+  if ((d.hop_limit | d.flow_label) != 0) [[unlikely]] {
+    const bool v6 = d.to->ss_family == AF_INET6;
+    if (d.hop_limit != 0)
+      used += put_control(control + used, v6 ? SOL_IPV6 : SOL_IP, v6 ? IPV6_HOPLIMIT : IP_TTL,
+                          static_cast<int>(d.hop_limit));
+    if (d.flow_label != 0 && v6)
+      used += put_control(control + used, SOL_IPV6, kIpv6Flowinfo, htonl(d.flow_label));
+  }
   message.header = {};
   message.header.msg_name = const_cast<sockaddr_storage*>(d.to);
   message.header.msg_namelen = d.to_len;

@@ -86,16 +86,36 @@ class Setup {
     } else {
       set(SOL_IP, IP_RECVTOS, 1, "IP_RECVTOS");
     }
-    // DF set, and a packet above the path MTU refused with EMSGSIZE: only so does the sender hear
-    // that its tunnel MTU is too large. Without it the outer packets would be fragmented, which
-    // costs the receiver far more than the segments it saves (RFC 4301 §8.2); IP_PMTUDISC_PROBE
-    // would lose them in silence.
-    if (v6_) {
-      set(SOL_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO, "IPV6_MTU_DISCOVER");
-    } else {
-      set(SOL_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO, "IP_MTU_DISCOVER");
-    }
+    fragmenting(options.fragmenting);
     if (options.mark != 0) set(SOL_SOCKET, SO_MARK, static_cast<int>(options.mark), "SO_MARK");
+  }
+
+  // As a rule DF is set, and what is too long refused with EMSGSIZE: only so does the sender hear
+  // that its tunnel MTU is too large. Without it the outer packets would be fragmented, which costs
+  // the receiver far more than the segments it saves (RFC 4301 §8.2).
+  void fragmenting(Fragmenting how) {
+    int v4 = IP_PMTUDISC_PROBE;
+    int v6 = IPV6_PMTUDISC_PROBE;
+    switch (how) {
+      case Fragmenting::refuse_link:
+        break;
+      case Fragmenting::refuse_path:
+        v4 = IP_PMTUDISC_DO;
+        v6 = IPV6_PMTUDISC_DO;
+        break;
+      case Fragmenting::allow:
+        v4 = IP_PMTUDISC_OMIT;    // routers may fragment what the path does not take
+        v6 = IPV6_PMTUDISC_WANT;  // only the source may (RFC 8200 §5)
+        break;
+    }
+    if (v6_) {
+      set(SOL_IPV6, IPV6_MTU_DISCOVER, v6, "IPV6_MTU_DISCOVER");
+    } else {
+      set(SOL_IP, IP_MTU_DISCOVER, v4, "IP_MTU_DISCOVER");
+    }
+  }
+  void receive_nothing() {
+    attach(SO_ATTACH_FILTER, {sock_filter{BPF_RET | BPF_K, 0, 0, 0}}, "SO_ATTACH_FILTER");
   }
 
   [[nodiscard]] bool v6() const noexcept { return v6_; }
@@ -163,6 +183,42 @@ UniqueFd open_raw_esp(const IpAddress& local, Shard shard, OuterOptions options)
 void check_mark(const IpAddress& local) {
   Setup s({local, 0}, SOCK_DGRAM, IPPROTO_UDP, "UDP");
   s.set(SOL_SOCKET, SO_MARK, 1, "SO_MARK");
+}
+
+// Sockets may share a port if all say SO_REUSEPORT, and then form a group in which a program
+// chooses the receiver; the workers' come first, so the sender is never chosen. One worker alone
+// says so only while the sender joins: no other program shall be able to share its port.
+UniqueFd open_udp_sender(const Endpoint& local, std::span<const UniqueFd> receivers,
+                         OuterOptions options) {
+  const bool alone = receivers.size() == 1;
+  const auto reuse = [&](int fd, int on) {
+    if (::setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0)
+      fail("setsockopt SO_REUSEPORT " + local.str(), errno);
+  };
+  Setup s(local, SOCK_DGRAM, IPPROTO_UDP, "UDP");
+  s.common(options);
+  s.receive_nothing();
+  s.set(SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
+  if (alone) reuse(receivers.front().get(), 1);
+  try {
+    s.bind(local);
+  } catch (...) {
+    if (alone) reuse(receivers.front().get(), 0);
+    throw;
+  }
+  if (!alone) return s.finish();
+  s.attach(SO_ATTACH_REUSEPORT_CBPF, worker_by_spi(1), "SO_ATTACH_REUSEPORT_CBPF");
+  reuse(receivers.front().get(), 0);
+  return s.finish();
+}
+
+UniqueFd open_raw_esp_sender(const IpAddress& local, OuterOptions options) {
+  const Endpoint where{local, 0};
+  Setup s(where, SOCK_RAW, IPPROTO_ESP, "raw ESP");
+  s.common(options);
+  s.receive_nothing();
+  s.bind(where);
+  return s.finish();
 }
 
 unsigned probe_udp_gso(const IpAddress& local) {

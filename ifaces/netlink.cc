@@ -226,7 +226,7 @@ struct Netlink::State {
   }
 
   // What `ip route get` says; not found where the kernel has no route. `device` 0: any.
-  Lookup lookup(const IpAddress& to, int device) {
+  Lookup lookup(const IpAddress& to, int device, std::uint32_t mark = 0) {
     const Message message = must(Message(nlmsg_alloc_simple(RTM_GETROUTE, NLM_F_REQUEST)));
     rtmsg request{};
     request.rtm_family = static_cast<unsigned char>(af(to.family));
@@ -236,6 +236,7 @@ struct Netlink::State {
           nla_put(message.get(), RTA_DST, static_cast<int>(to.size()), to.bytes.data()));
     if (device != 0)
       check("lookup", to.str(), nla_put(message.get(), RTA_OIF, sizeof device, &device));
+    if (mark != 0) check("lookup", to.str(), nla_put_u32(message.get(), RTA_MARK, mark));
     Lookup result;
     nl_socket_modify_cb(socket.get(), NL_CB_VALID, NL_CB_CUSTOM, &read_lookup, &result);
     // The answer and then its acknowledgement, or an error alone.
@@ -372,6 +373,16 @@ std::string Netlink::route_device(const IpAddress& to) {
   if (!found.found || found.device == 0)
     throw std::system_error(ENETUNREACH, std::generic_category(), "rtnetlink lookup " + to.str());
   return state_->name("lookup " + to.str(), found.device);
+}
+
+unsigned Netlink::link_mtu(const IpAddress& to, std::uint32_t mark) {
+  const Lookup found = state_->lookup(to, 0, mark);
+  if (!found.found || found.device == 0)
+    throw std::system_error(ENETUNREACH, std::generic_category(), "rtnetlink lookup " + to.str());
+  rtnl_link* link = nullptr;
+  state_->check("lookup", to.str(),
+                rtnl_link_get_kernel(state_->socket.get(), found.device, nullptr, &link));
+  return rtnl_link_get_mtu(Link(link).get());
 }
 
 bool set_device_sysctl(const std::string& device, const std::string& name, int value) {

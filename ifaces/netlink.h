@@ -38,6 +38,9 @@ class Netlink {
   [[nodiscard]] std::optional<IpAddress> default_source(Family family);
   // The device that a packet to `to` would leave through.
   [[nodiscard]] std::string route_device(const IpAddress& to);
+  // The MTU of that device, whatever the kernel has heard of the path behind it. `mark`: SO_MARK of
+  // the packet.
+  [[nodiscard]] unsigned link_mtu(const IpAddress& to, std::uint32_t mark);
 
  private:
   struct State;

@@ -31,6 +31,7 @@ constexpr std::size_t kMostSasInStatus = 1000;
 constexpr seconds kPatience{2};
 constexpr milliseconds kRetry{10};
 constexpr seconds kWatch{5};
+constexpr seconds kPaths{1};
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -435,6 +436,11 @@ Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
     }
     next = std::min(next, keepalive_at_);
   }
+  if (now >= paths_at_) {
+    dataplane_->refresh_paths();
+    paths_at_ = now + kPaths;
+  }
+  next = std::min(next, paths_at_);
   if (now >= watch_at_) {
     watch_devices();
     watch_at_ = now + kWatch;

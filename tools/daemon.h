@@ -119,7 +119,7 @@ class Daemon {
   std::unique_ptr<xfrm::Server> xfrm_;
   std::map<std::string, Slot> conns_;  // by name; those of config_
   std::uint32_t next_reqid_;
-  Clock::time_point look_at_, keepalive_at_, watch_at_;
+  Clock::time_point look_at_, keepalive_at_, watch_at_, paths_at_;
 };
 
 }  // namespace espalier::tools

@@ -199,6 +199,7 @@ json sa_json(const dataplane::SaStatus& s, Clock::time_point now) {
               {"drops", drops_json(s.drops, false)}};
   if (in) out["window"] = s.window_bits;
   if (!in) out["seq_limit"] = s.seq_limit;
+  if (!in) out["path_mtu"] = s.path_mtu;
   if (s.last_packet) out["last_packet_s"] = seconds_between(*s.last_packet, now);
   return out;
 }
