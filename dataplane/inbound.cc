@@ -3,6 +3,7 @@
 #include "dataplane/bytes.h"
 #include "dataplane/esp.h"
 #include "dataplane/ike_packet.h"
+#include "dataplane/mss.h"
 
 namespace espalier::dataplane {
 
@@ -111,6 +112,19 @@ void Inbound::drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept 
   }
 }
 
+namespace {
+
+// What the peer's SYN may ask of this side: what fits the way to the peer.
+MssLimit mss_limit(const InboundSa& sa, std::int64_t now_ns) noexcept {
+  constexpr std::uint32_t kEthernet = 1500;  // a path that nobody has complained about
+  const std::uint32_t path = sa.peer->path().get(now_ns);
+  const bool ipv6 = sa.socket->local.address.family == ifaces::Family::v6;
+  const bool udp = sa.encapsulation == Encapsulation::udp;
+  return {sa.mss_clamp, inner_mtu(crypto::info(sa.suite), path == 0 ? kEthernet : path, ipv6, udp)};
+}
+
+}  // namespace
+
 // RFC 3948 §2.2, RFC 7296 §2.23: only an authenticated packet, newer than any before, shows where
 // the peer is.
 void Inbound::follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept {
@@ -135,8 +149,11 @@ void Inbound::deliver(InboundSa& sa, std::span<InboundPacket> good) noexcept {
     if (device_ != nullptr) coalescer_.flush(*this);
     device_ = device;
   }
+  const MssLimit mss = sa.mss_clamp == 0 ? MssLimit() : mss_limit(sa, now_ns_);
   for (const InboundPacket& packet : good) {
     if (packet.inner == nullptr || device == nullptr) continue;
+    if (mss.v4 != 0) [[unlikely]]
+      clamp_mss({packet.inner, packet.key.length}, mss);
     coalescer_.add(packet.inner, packet.key.length, *this);
     ++packets;
     bytes += packet.key.length;

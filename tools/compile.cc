@@ -165,6 +165,9 @@ SaSpec sa_of(const Conn& c, const View& v, std::uint32_t reqid) {
   sa.window_bits = c.replay_window;
   sa.follow_peer = c.encapsulation == Encapsulation::udp && c.nat_follow;
   sa.outer_mark = c.mark_outer;
+  sa.outer = c.outer;
+  sa.tfc_padding = c.tfc;
+  sa.mss_clamp = c.mss_clamp;
   sa.name = c.name;
   return sa;
 }

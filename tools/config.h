@@ -51,6 +51,9 @@ struct Conn {
   bool esn = true;
   std::uint32_t replay_window = 4096;
   std::optional<unsigned> mtu;
+  dataplane::OuterHeader outer;
+  std::uint32_t tfc = 0;        // as SaSpec::tfc_padding
+  std::uint16_t mss_clamp = 0;  // as SaSpec::mss_clamp
   std::filesystem::path keys;  // absolute; empty without SAs
   auto operator<=>(const Conn&) const = default;
 };

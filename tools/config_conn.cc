@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "dataplane/replay_window.h"
+#include "tools/config_outer.h"
 #include "tools/config_values.h"
 
 namespace espalier::tools {
@@ -106,7 +107,7 @@ void set_priority(Draft& d, const std::string& v, const Folder&) {
   d.conn.priority = parse_number(v, 0, 0xffffffff);
 }
 
-constexpr std::array<ConnOption, 32> kConnOptions = {{
+constexpr std::array<ConnOption, 42> kConnOptions = {{
     {"left", "left", "address of one gateway, %any or %defaultroute", set_left},
     {"right", "right", "address of the other gateway, %any or %defaultroute", set_right},
     {"leftsubnet", "leftsubnet", "prefixes behind left", set_leftsubnet},
@@ -168,6 +169,30 @@ constexpr std::array<ConnOption, 32> kConnOptions = {{
      [](Draft& d, const std::string& v, const Folder&) {
        d.conn.mtu = parse_number(v, 576, 65535);
      }},
+    {"dscp", "dscp", "of the outer header: copy, no or 0-63",
+     [](Draft& d, const std::string& v, const Folder&) { set_dscp(d.conn, v); }},
+    {"encap-dscp", "dscp", "yes: copied outwards",
+     [](Draft& d, const std::string& v, const Folder&) { set_encap_dscp(d.conn, v); }},
+    {"decap-dscp", "decap-dscp", "yes: the outer DSCP replaces the inner one",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.outer.dscp_inwards = parse_yes_no(v);
+     }},
+    {"ecn", "ecn", "no: Not-ECT outside",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.outer.ecn = parse_yes_no(v); }},
+    {"df", "df", "of the outer header: copy, set or clear",
+     [](Draft& d, const std::string& v, const Folder&) { set_df(d.conn, v); }},
+    {"nopmtudisc", "df", "yes: df=clear",
+     [](Draft& d, const std::string& v, const Folder&) { set_nopmtudisc(d.conn, v); }},
+    {"hop-limit", "hop-limit", "TTL of the outer header, 0: the system's",
+     [](Draft& d, const std::string& v, const Folder&) {
+       d.conn.outer.hop_limit = static_cast<std::uint8_t>(parse_number(v, 0, 255));
+     }},
+    {"flow-label", "flow-label", "of IPv6 in IPv6: copy or auto",
+     [](Draft& d, const std::string& v, const Folder&) { set_flow_label(d.conn, v); }},
+    {"tfc", "tfc", "inner packets are padded to: no, yes (the MTU) or bytes",
+     [](Draft& d, const std::string& v, const Folder&) { set_tfc(d.conn, v); }},
+    {"mss-clamp", "mss-clamp", "TCP MSS at most: no, yes (by the path) or bytes",
+     [](Draft& d, const std::string& v, const Folder&) { set_mss_clamp(d.conn, v); }},
     {"keys", "keys", "key file", set_keys},
     {"auto", "auto", "start, add or ignore", set_auto},
     {"type", "type", "tunnel, passthrough, drop or reject", set_type},
