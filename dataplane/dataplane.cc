@@ -366,10 +366,11 @@ void Dataplane::State::open_sender(OuterSocket& socket) {
   outer.fragmenting = ifaces::Fragmenting::allow;
   const bool udp = socket.encapsulation == Encapsulation::udp;
   const bool ipv6 = socket.local.address.family == ifaces::Family::v6;
+  const bool grouped = workers.size() > 1 || socket.has_ike.load(std::memory_order_relaxed);
   try {
     std::vector<ifaces::UniqueFd> fds;
     for (std::size_t w = 0; w < workers.size(); ++w)
-      fds.push_back(udp ? ifaces::open_udp_sender(socket.local, socket.fds, outer)
+      fds.push_back(udp ? ifaces::open_udp_sender(socket.local, socket.fds, grouped, outer)
                         : ifaces::open_raw_esp_sender(socket.local.address, outer));
     const ifaces::PortKind kind = udp    ? ifaces::PortKind::udp
                                   : ipv6 ? ifaces::PortKind::raw_esp6
@@ -404,7 +405,8 @@ void Dataplane::State::release_socket(OuterSocket& socket) {
 }
 
 void Dataplane::State::open_ike(OuterSocket& socket, std::uint32_t mark) {
-  socket.ike = ifaces::open_ike(socket.local, socket.fds, 0, mark);
+  socket.ike = ifaces::open_ike(socket.local, socket.fds,
+                                static_cast<unsigned>(socket.sender_fds.size()), mark);
   const bool v6 = socket.local.address.family == ifaces::Family::v6;
   for (std::size_t w = 0; w < workers.size(); ++w)
     socket.injector_fds.push_back(ifaces::open_injector(socket.local.address.family));
@@ -494,6 +496,10 @@ SaId Dataplane::add_sa(SaSpec spec) {
       sa->tfc_padding = spec.tfc_padding;
       if (spec.outer.df != OuterHeader::Df::set && socket.sender_ports.empty())
         s.open_sender(socket);
+      if (spec.tfc_padding == kTfcToMtu || spec.mss_clamp == kMssToPath) {
+        ask_link(*sa, s.hears(socket), s.netlink);
+        s.links_limited = true;
+      }
       sa->next_seq.store(s.first_number(*sa, spec.next_seq));
       sa->seq_limit.store(std::min(spec.seq_limit, last_seq(*sa)));
       s.set_lifetime(*sa, spec.lifetime, margin_packets(*sa));

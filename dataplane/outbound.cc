@@ -168,7 +168,8 @@ Outbound::Room Outbound::room_of(const OutboundSa& sa, const ifaces::Endpoint& t
   const bool ipv6 = to.address.family == ifaces::Family::v6;
   const bool udp = sa.encapsulation == Encapsulation::udp;
   const std::size_t fits = inner_mtu(suite, path == 0 ? kEthernet : path, ipv6, udp);
-  room.tfc = std::min<std::size_t>(sa.tfc_padding, fits);
+  const bool guessed = path == 0 && sa.tfc_padding != kTfcToMtu;
+  room.tfc = std::min<std::size_t>(sa.tfc_padding, guessed ? room.longest : fits);
   room.mss = MssLimit(sa.mss_clamp, fits);
   if (path == 0) return room;
   room.unfragmented = fits;

@@ -188,9 +188,9 @@ void check_mark(const IpAddress& local) {
 // Sockets may share a port if all say SO_REUSEPORT, and then form a group in which a program
 // chooses the receiver; the workers' come first, so the sender is never chosen. One worker alone
 // says so only while the sender joins: no other program shall be able to share its port.
-UniqueFd open_udp_sender(const Endpoint& local, std::span<const UniqueFd> receivers,
+UniqueFd open_udp_sender(const Endpoint& local, std::span<const UniqueFd> receivers, bool grouped,
                          OuterOptions options) {
-  const bool alone = receivers.size() == 1;
+  const bool alone = !grouped;
   const auto reuse = [&](int fd, int on) {
     if (::setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0)
       fail("setsockopt SO_REUSEPORT " + local.str(), errno);

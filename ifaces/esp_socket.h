@@ -35,9 +35,10 @@ struct OuterOptions {
 // May this process give its packets a mark? Throws std::system_error that says what it needs.
 void check_mark(const IpAddress& local);
 // Sends from the same address and port as `receivers` (all workers' open_udp) do, and receives
-// nothing: whether DF is set is a property of a socket, not of a packet. Throws as above.
+// nothing: whether DF is set is a property of a socket, not of a packet. `grouped`: several sockets
+// have the port already, and a program that chooses among them. Throws as above.
 [[nodiscard]] UniqueFd open_udp_sender(const Endpoint& local, std::span<const UniqueFd> receivers,
-                                       OuterOptions options);
+                                       bool grouped, OuterOptions options);
 // Does this kernel take UDP_SEGMENT? Most segments of one send: 0 (no), 64, or 128 (Linux 6.9).
 [[nodiscard]] unsigned probe_udp_gso(const IpAddress& local);
 

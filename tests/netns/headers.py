@@ -4,11 +4,13 @@
     PC-A ─── gateway A ═══ ESP ═══ gateway B ─── PC-B
 """
 
+import os
 import socket
+import struct
 
 from lab import sites, traffic
 from lab.wait import until
-from lab.wire import Capture
+from lab.wire import Capture, esp_packet
 
 NOWHERE = {"v4": "10.1.6.2", "v6": "fd00:10:1:6::2"}
 INSIDE_A = {"v4": "10.1.3.1", "v6": "fd00:10:1:3::1"}
@@ -73,8 +75,125 @@ def rate_limited(lab):
         assert 0 < len(errors) < count // 2, len(errors)
 
 
+class Conn:
+    """Gateways whose conn has more lines."""
+
+    def __init__(self, options, **lines):
+        self.lab = sites.Sites(options)
+        keys = self.lab.keygen()
+        for side in ("left", "right"):
+            sites.add_options(os.path.join(keys, side, "espalier.conf"), **lines)
+        self.keys = keys
+
+    def __enter__(self):
+        self.lab.__enter__().gateways(self.keys)
+        return self.lab
+
+    def __exit__(self, *error):
+        return self.lab.__exit__(*error)
+
+
+class Outer:
+    """The fields of an outer header."""
+
+    def __init__(self, ip):
+        self.length = len(ip)
+        if ip[0] >> 4 == 4:
+            self.tos, self.ttl, self.df = ip[1], ip[8], ip[6] & 0x40 != 0
+        else:
+            first, self.ttl, self.df = struct.unpack_from("!I", ip)[0], ip[7], None
+            self.tos, self.label = first >> 20 & 0xFF, first & 0xFFFFF
+
+
+def ping_seen(lab, *words, to=sites.PC_B["v4"]):
+    """The outer header of one echo request from PC-A."""
+    spi = int(lab.a.sa("out")["spi"], 0)
+    with Capture(lab.gw_a, "eth0") as wire:
+        output = lab.pc_a.run("ping", "-n", "-c", "1", "-W", "3", *words, to)
+        assert " 1 received" in output, output
+        (found,) = [ip for ip in wire.packets() if esp_packet(ip) and esp_packet(ip).spi == spi]
+        return Outer(found)
+
+
+def is_v4(options):
+    return options.outer == "v4"
+
+
+def copied(options):
+    """X4: by default DSCP, ECN and DF are those of the inner packet."""
+    with Conn(options) as lab:
+        for tos in (0, 1, 2, 3, 0xB8, 0xBB):
+            assert ping_seen(lab, "-Q", str(tos)).tos == tos
+            assert ping_seen(lab, "-Q", str(tos), to=sites.PC_B["v6"]).tos == tos
+        if is_v4(options):
+            assert ping_seen(lab, "-M", "do").df and not ping_seen(lab, "-M", "dont").df
+            assert ping_seen(lab, to=sites.PC_B["v6"]).df
+        assert ping_seen(lab).ttl == 64
+
+
+def by_rule(options):
+    """X4: DSCP set, ECN compatibility mode, DF set, hop limit; TFC padding of equal length."""
+    with Conn(options, dscp=46, ecn="no", df="set", hop_limit=33, tfc=1000, flow_label="copy") as lab:
+        lengths = set()
+        for tos in (0, 3, 0x28):
+            for size in (1, 56, 700):
+                for mode in ("do", "dont"):
+                    seen = ping_seen(lab, "-Q", str(tos), "-s", str(size), "-M", mode)
+                    assert (seen.tos, seen.ttl) == (46 << 2, 33) and seen.df in (True, None), vars(seen)
+                    lengths.add(seen.length)
+        assert len(lengths) == 1 and lengths.pop() > 1000
+        longer = ping_seen(lab, "-s", "1200")
+        assert longer.length > 1200
+        if not is_v4(options):
+            seen = ping_seen(lab, "-F", "0xabcde", to=sites.PC_B["v6"])
+            assert seen.label == 0xABCDE, hex(seen.label)
+        traffic.tcp(lab.pc_a, lab.pc_b, sites.PC_B["v4"], 300000)
+
+
+def by_libreswan(options):
+    """X4: libreswan's words: nothing copied outwards, all DSCP inwards, no DF."""
+    with Conn(options, encap_dscp="no", decap_dscp="yes", nopmtudisc="yes") as lab:
+        with Capture(lab.pc_b, "eth0", incoming_only=True) as inside:
+            seen = ping_seen(lab, "-Q", "0x2a", "-M", "do")
+            assert seen.tos == 2 and seen.df in (False, None), vars(seen)
+            (arrived,) = inside.wait(lambda ip: ip[0] >> 4 == 4 and ip[9] == 1)
+            assert arrived[1] == 2, arrived[1]
+        traffic.tcp(lab.pc_a, lab.pc_b, sites.PC_B["v4"], 300000)
+
+
+def mss(options):
+    """The MSS of both SYNs is lowered, and their checksums stay right: the connection comes up."""
+
+    def announced(ip):
+        at = (ip[0] & 15) * 4 if ip[0] >> 4 == 4 else 40
+        if ip[9 if ip[0] >> 4 == 4 else 6] != 6 or not ip[at + 13] & 2:
+            return None
+        assert ip[at + 20 : at + 22] == b"\x02\x04", ip
+        return struct.unpack_from("!H", ip, at + 22)[0]
+
+    with Conn(options, mss_clamp=1000) as lab:
+        for family in ("v4", "v6"):
+            with Capture(lab.pc_a, "eth0", incoming_only=True) as a, Capture(
+                lab.pc_b, "eth0", incoming_only=True
+            ) as b:
+                traffic.tcp(lab.pc_a, lab.pc_b, sites.PC_B[family], 100000)
+                for wire in (a, b):
+                    values = [announced(ip) for ip in wire.packets()]
+                    assert [v for v in values if v] == [1000], values
+
+
 def main():
     options = sites.arguments(__doc__)
+    icmp(options)
+    copied(options)
+    by_rule(options)
+    by_libreswan(options)
+    print("ok: X4, outer headers and TFC padding")
+    mss(options)
+    print("ok: MSS")
+
+
+def icmp(options):
     with sites.Sites(options) as lab:
         lab.gateways()
         for family in ("v4", "v6"):

@@ -5,6 +5,7 @@
              192.168.1.3   1 │ 2      192.168.2.4
 """
 
+import os
 import re
 import socket
 import struct
@@ -204,8 +205,31 @@ def device_changes(lab):
         traffic.tcp(lab.pc_b, lab.pc_a, sites.PC_A["v4"], 1 << 20, timeout=20)
 
 
+def large(options):
+    """M7, T10: a device of 34,816 bytes on links of 40,000."""
+    with Routed(options) as lab:
+        for box, device in (
+            (lab.gw_a, "eth0"), (lab.router, "west"), (lab.router, "east"), (lab.gw_b, "eth0"),
+            (lab.gw_a, "eth1"), (lab.gw_b, "eth1"), (lab.pc_a, "eth0"), (lab.pc_b, "eth0"),
+        ):
+            box.ip(f"link set {device} mtu 40000")
+        keys = lab.keygen()
+        for side in ("left", "right"):
+            sites.add_options(os.path.join(keys, side, "espalier.conf"), mtu=34816)
+        lab.gateways(keys)
+        assert lab.gw_a.mtu("vti01") == 34816
+        traffic.ping(lab.pc_a, sites.PC_B["v4"], size=9000)  # raw sockets: the first large one
+        for family, headers in (("v4", 28), ("v6", 48)):
+            for box, there in ((lab.pc_a, sites.PC_B[family]), (lab.pc_b, sites.PC_A[family])):
+                box.run("ping", "-n", "-c", "1", "-W", "1", "-s", str(34816 - headers), there, check=False)
+                traffic.ping(box, there, size=34816 - headers)
+            traffic.tcp(lab.pc_a, lab.pc_b, sites.PC_B[family], 8 << 20, timeout=20)
+
+
 def main():
     options = sites.arguments(__doc__)
+    large(options)
+    print("ok: M7")
     with Routed(options) as lab:
         lab.gateways()
         for family in ("v4", "v6"):

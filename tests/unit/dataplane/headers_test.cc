@@ -172,7 +172,11 @@ TEST(Fragmenter, X2Options) {
 // A SYN with `options` behind its header, its checksum right.
 Bytes syn(bool ipv6, const Bytes& options) {
   const std::size_t at = ipv6 ? 40 : 20;
-  Bytes p = ipv6 ? inner_v6(at + 20 + options.size()) : inner_v4(at + 20 + options.size());
+  Bytes p = ipv6 ? inner_v6(60) : inner_v4(40 + options.size());
+  if (ipv6) {
+    p.resize(60 + options.size());
+    store_be(&p[4], static_cast<std::uint16_t>(20 + options.size()));
+  }
   p[ipv6 ? 6 : 9] = 6;
   std::fill(p.begin() + static_cast<long>(at), p.end(), std::uint8_t{0});
   p[at + 12] = static_cast<std::uint8_t>((20 + options.size()) / 4 << 4);
