@@ -73,7 +73,9 @@ SecretText render_line(std::string& line) {
     return render(std::move(op), keys);
   }
   const std::vector<std::string> words = split_words(line);
-  return words.empty() ? SecretText() : render(operation_of(words, keys), keys);
+  if (words.empty()) return {};
+  json op = operation_of(words, keys);
+  return render(std::move(op), keys);
 }
 
 // Sends operations in parts, and knows of which line each is.

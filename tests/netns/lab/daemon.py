@@ -22,11 +22,12 @@ SANITIZERS = {
 class Daemon:
     """One running espalierd. Its log is kept, line by line."""
 
-    def __init__(self, programs, namespace, config, options=()):
+    def __init__(self, programs, namespace, config, options=(), control=None):
+        """`config`: None to run without one; then `control` is where its socket will be."""
         self.programs = programs
         self.namespace = namespace
         self.config = config
-        self.control = os.path.splitext(config)[0] + ".sock"
+        self.control = control or os.path.splitext(config)[0] + ".sock"
         self.options = list(options)
         self.lines = []
         self.process = None
@@ -38,8 +39,7 @@ class Daemon:
         """Starts it and waits until every conn of its file is up."""
         self.process = self.namespace.start(
             os.path.join(self.programs, "espalierd"),
-            "--config",
-            self.config,
+            *(("--config", self.config) if self.config else ()),
             "--control",
             self.control,
             *self.options,
@@ -51,7 +51,9 @@ class Daemon:
         mark = len(self.lines)
         self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self.reader.start()
-        if wait:
+        if wait and not self.config:
+            self.wait_line("espalierd .*engine", since=mark)
+        elif wait:
             with open(self.config, encoding="utf-8") as file:
                 conns = [line.split()[1].rstrip("]\n") for line in file if line.startswith("[conn")]
             for conn in conns:

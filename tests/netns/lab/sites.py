@@ -151,7 +151,7 @@ class Sites:
                     file.write(text)
         return self.path("keys")
 
-    def daemon(self, namespace, config):
+    def daemon(self, namespace, config, control=None):
         made = Daemon(
             self.options.programs,
             namespace,
@@ -160,6 +160,7 @@ class Sites:
                 f"--{name}={getattr(self.options, name)}"
                 for name in ("io", "crypto", "workers", "offloads")
             ],
+            control,
         )
         self.daemons.append(made)
         return made

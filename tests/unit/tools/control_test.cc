@@ -48,6 +48,23 @@ class Control : public testing::Test {
     });
     server_->on("fail", [](const json&) -> json { throw std::runtime_error("it \xff broke"); });
     server_->on("large", [](const json&) { return json{{"text", std::string(1 << 20, 'x')}}; });
+    server_->on_session("descriptor", [](const ControlRequest& request) {
+      std::array<int, 2> ends{};
+      if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw std::runtime_error("pipe2");
+      request.session.descriptor.reset(ends[0]);
+      const UniqueFd other(ends[1]);
+      if (::write(other.get(), "hey", 3) != 3) throw std::runtime_error("write");
+      return json::object();
+    });
+    server_->on_session("listen", [](const ControlRequest& request) {
+      request.session.listening = true;
+      return json::object();
+    });
+    server_->on("tell", [this](const json& request) {
+      for (std::uint64_t i = 0; i < request["count"].get<std::uint64_t>(); ++i)
+        server_->publish({{"event", "test"}, {"number", i}, {"text", std::string(1000, 'x')}});
+      return json::object();
+    });
     stop_.reset(::eventfd(0, EFD_CLOEXEC));
     loop_ = std::thread([this] {
       for (;;) {
@@ -308,6 +325,73 @@ TEST_F(Control, MakesTheDirectory) {
   path_ = directory_ / "run" / "control.sock";
   start();
   EXPECT_TRUE(answers());
+}
+
+TEST_F(Control, AReplyMayCarryADescriptor) {
+  start();
+  const UniqueFd fd = connect();
+  send(fd, R"({"version":1,"op":"descriptor"})"
+           "\n");
+  std::array<char, 256> text{};
+  iovec part{text.data(), text.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  ASSERT_GT(::recvmsg(fd.get(), &message, 0), 0);
+  EXPECT_THAT(text.data(), HasSubstr("\"ok\":true"));
+  const cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  ASSERT_NE(header, nullptr);
+  int got = -1;
+  std::memcpy(&got, CMSG_DATA(header), sizeof got);
+  const UniqueFd passed(got);
+  char word[4] = {};
+  EXPECT_EQ(::read(passed.get(), word, 3), 3);
+  EXPECT_STREQ(word, "hey");
+  EXPECT_EQ(answer(fd, R"({"version":1,"op":"echo"})"
+                       "\n")["ok"],
+            true);
+}
+
+TEST_F(Control, C2AListenerThatDoesNotReadLosesEventsAndIsToldHowMany) {
+  start();
+  const UniqueFd fd = connect();
+  ASSERT_EQ(answer(fd, R"({"version":1,"op":"listen"})"
+                       "\n")["ok"],
+            true);
+  constexpr std::uint64_t kEvents = 2000;  // of a kibibyte each: more than all buffers on the way
+  (void)ask(path_, {{"op", "tell"}, {"count", kEvents}});
+  std::uint64_t seen = 0, lost = 0;
+  while (seen + lost < kEvents) {
+    const json event = json::parse(receive(fd), nullptr, false);
+    ASSERT_TRUE(event.is_object()) << seen << " " << lost;
+    if (event["event"] == "lost")
+      lost += event["count"].get<std::uint64_t>();
+    else
+      EXPECT_EQ(event["number"], seen++);
+  }
+  EXPECT_GT(lost, 0U);
+  EXPECT_GT(seen * 1100, ControlServer::kMaxBacklog);  // with what stands around the text
+}
+
+TEST_F(Control, SixteenListenAndIdleClientsDoNotPushThemOut) {
+  start();
+  std::vector<UniqueFd> listeners, idle;
+  for (std::size_t i = 0; i < ControlServer::kMaxListeners; ++i) {
+    listeners.push_back(connect());
+    EXPECT_EQ(answer(listeners.back(), R"({"version":1,"op":"listen"})"
+                                       "\n")["ok"],
+              true);
+  }
+  const UniqueFd one_more = connect();
+  EXPECT_EQ(answer(one_more, R"({"version":1,"op":"listen"})"
+                             "\n")["ok"],
+            false);
+  for (int i = 0; i < 100; ++i) idle.push_back(connect());
+  (void)ask(path_, {{"op", "tell"}, {"count", 1}});
+  for (const UniqueFd& fd : listeners) EXPECT_THAT(receive(fd), HasSubstr("\"number\":0"));
 }
 
 TEST_F(Control, TheClientSaysWhatToDo) {
