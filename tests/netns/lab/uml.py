@@ -10,10 +10,12 @@ import fcntl
 import os
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 from .namespace import SKIPPED
@@ -91,6 +93,9 @@ class Uml:
         os.close(its_input)
         os.close(its_output)
         assert self._answer(60) == "ready"
+        self._off = threading.Event()
+        self._waker = threading.Thread(target=self._wake, daemon=True)
+        self._waker.start()
         # Nothing may leave a device before its other end is where it belongs: a packet that the TAP
         # refuses takes the carrier away for good.
         for number, (box, device) in enumerate(cables):
@@ -101,6 +106,16 @@ class Uml:
             box.ip(f"link set {device} up")
             self.shell(f"echo 0 >{ipv6}")
         self.no_gro(*(f"vec{number}" for number in range(len(cables))))
+
+    def _wake(self):
+        """On a busy machine this kernel misses that a TAP has something for it, and sleeps until the
+        next signal: then let there be one."""
+        unshare = self.process.pid
+        with open(f"/proc/{unshare}/task/{unshare}/children", encoding="ascii") as file:
+            kernel = int(file.read())
+        with contextlib.suppress(ProcessLookupError):
+            while not self._off.wait(0.02):
+                os.kill(kernel, signal.SIGIO)
 
     def _answer(self, timeout):
         """The next line from the other side."""
@@ -147,6 +162,8 @@ class Uml:
 
     def close(self):
         """Powers it off; what does not go is killed."""
+        self._off.set()
+        self._waker.join()
         with contextlib.suppress(OSError):
             os.close(self._input)
         try:
