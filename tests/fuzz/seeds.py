@@ -153,21 +153,6 @@ def keys_seeds():
         yield ("".join(lines) + lines[number]).encode()
 
 
-def control_seeds():
-    key = '"key":"0x' + "17" * 36 + '"'
-    sa = ('"direction":"out","spi":4097,"reqid":7,"local":"127.0.0.1","peer":"127.0.0.2",'
-          '"suite":"aes_gcm256",')
-    for body in ('"op":"status"', '"op":"sa-list","limit":2', '"op":"policy-list"', '"op":"vti-list"',
-                 '"op":"sa-count"', '"op":"subscribe"', '"op":"sa-get","spi":4097', '"op":"flush"',
-                 '"op":"sa-add",' + sa + key, '"op":"nothing"', '"op":[]', '"op":"sa-delete","id":1',
-                 '"op":"policy-add","direction":"out","source":"10.0.0.0/8","destination":"::/0"',
-                 '"op":"vti-add","name":"fuzz0","okey":1', '"op":"batch","ops":[{"op":"sa-add"}]',
-                 '"op":"ike-socket","local":"127.0.0.1"'):
-        line = ('{"version":1,' + body + "}\n").encode()
-        yield bytes([min(len(line), 255)]) + line
-        yield bytes([9]) + line[:9] + bytes([250]) + line[9:]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", required=True)
@@ -178,7 +163,6 @@ def main():
         "outbound": outbound_seeds(),
         "config": config_seeds(),
         "keys": keys_seeds(),
-        "control": control_seeds(),
     }
     for target, seeds in makers.items():
         folder = os.path.join(options.out, target)
