@@ -207,6 +207,7 @@ def traffic(a, b):
     text = a.box.run("ping", "-c", "20", "-i", "0.01", "-W", "2", "10.7.0.2")
     assert " 0% packet loss" in text, text
     expiry(a)
+    acquire(a)
 
 
 def again(a, forth):
@@ -227,6 +228,21 @@ def expiry(a):
             assert kind == 24 and body[72:76] == struct.pack(">I", 0x900), (kind, body)
             assert body[224] == hard, body[224]
     a.refuses(f"xfrm state get src {A} dst {B} proto esp spi 0x900", "No such process")
+
+
+def acquire(a):
+    """A packet without a state asks for one."""
+    a.ip("xfrm state flush")
+    with front.front(a.front, ["acquire"]) as listener:
+        ping = a.box.start(
+            "ping", "-c", "1", "-W", "1", "10.7.0.2", stdout=subprocess.DEVNULL
+        )  # fmt: skip
+        ((kind, body),) = listener.receive()
+        ping.wait(10)
+    assert kind == 23, kind
+    named = [body[at : at + 16] for at in (0, 24, 40, 56)]
+    wanted = [front.address(text) for text in (B, A, "10.7.0.2", "10.7.0.1")]
+    assert named == wanted, named
 
 
 def malformed(a):
@@ -257,6 +273,7 @@ def malformed(a):
             changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
             client.ask(kind, bytes(changed))
         assert client.ask(255, b"")[0] == errno.EINVAL
+        assert client.ask(33, bytes(64))[0] == errno.ENOPROTOOPT  # MIGRATE: libreswan asks
         client.socket.send(b"\xff" * 40)
         client.socket.send(b"\x01")
         client.ask(front.FLUSHSA, b"\0")

@@ -135,13 +135,13 @@ void Server::serve() {
   if (newcomers) accept_all();
   Output due;
   service_.take_due(std::chrono::steady_clock::now(), due);
-  publish(std::move(due.notices));
+  publish(due.notices);
 }
 
 void Server::take(std::span<const dataplane::Event> events) {
   Output output;
   service_.take(events, output);
-  publish(std::move(output.notices));
+  publish(output.notices);
 }
 
 void Server::accept_all() {
@@ -223,7 +223,7 @@ bool Server::read_one(Session& session, bool& gone) {
   session.replies = std::move(output.replies);
   session.sent = 0;
   session.dump = output.dump;
-  publish(std::move(output.notices));
+  publish(output.notices);
   return true;
 }
 
@@ -248,7 +248,7 @@ void Server::take_message(Session& session, const front::Message& message, Uniqu
   session.replies.push_back(std::move(out));
 }
 
-void Server::publish(std::vector<Notice> notices) {
+void Server::publish(const std::vector<Notice>& notices) {
   for (const Notice& notice : notices)
     for (const Session& session : sessions_) {
       if ((session.client.groups >> (notice.group - 1) & 1U) == 0) continue;

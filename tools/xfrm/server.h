@@ -68,7 +68,7 @@ class Server {
   // True if all is sent.
   [[nodiscard]] bool flush(Session& session, bool& gone);
   [[nodiscard]] bool wait_for_more(Session& session);
-  void publish(std::vector<Notice> notices);
+  void publish(const std::vector<Notice>& notices);
 
   std::filesystem::path path_;
   ino_t inode_ = 0;

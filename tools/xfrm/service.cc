@@ -76,7 +76,10 @@ void Service::answer(const Client& client, nlmsghdr& header, Output& output) {
     if ((header.nlmsg_flags & NLM_F_REQUEST) != 0 && header.nlmsg_type >= NLMSG_MIN_TYPE) {
       if (is_dump(header)) return start_dump(call);
       const Handler handler = handler_of(header.nlmsg_type);
-      if (handler == nullptr) throw Refused(header.nlmsg_type > XFRM_MSG_MAX ? EINVAL : EOPNOTSUPP);
+      // As a kernel that was built without it: libreswan asks.
+      if (header.nlmsg_type == XFRM_MSG_MIGRATE)
+        throw Refused(ENOPROTOOPT, "no MIGRATE: delete the state and add it again");
+      if (handler == nullptr) throw Refused(EINVAL);
       (this->*handler)(call);
     }
   } catch (const Refused& e) {

@@ -340,5 +340,28 @@ TEST_F(SaLife, L2RemovalWithPacketsInFlight) {
   EXPECT_LE(unknown, TwoSites::drops(sites->b, Drop::no_spi));
 }
 
+// A key that comes back goes on behind the numbers it has used, wherever it is told to start; also
+// where both happen in one batch.
+TEST_F(SaLife, AKeyThatComesBackGoesOn) {
+  SaId id = add(0x100, 1).first;
+  sites->send(7);
+  ASSERT_EQ(sites->arrived(7), 7U);
+  sites->a.remove_sa(id);
+  id = sites->a.add_sa(TwoSites::sa(Direction::out, 0x100, 1));
+  EXPECT_EQ(sites->a.sa(id)->seq, 8U);
+  sites->send(3);
+  ASSERT_EQ(sites->arrived(3), 3U);  // the peer's window takes them
+  {
+    const Dataplane::Batch batch(sites->a);
+    sites->a.remove_sa(id);
+    id = sites->a.add_sa(TwoSites::sa(Direction::out, 0x101, 1));
+    EXPECT_EQ(sites->a.sa(id)->seq, 11U);
+  }
+  sites->a.remove_sa(id);
+  SaSpec ahead = TwoSites::sa(Direction::out, 0x100, 1);
+  ahead.next_seq = 100;
+  EXPECT_EQ(sites->a.sa(sites->a.add_sa(std::move(ahead)))->seq, 100U);
+}
+
 }  // namespace
 }  // namespace espalier::test
