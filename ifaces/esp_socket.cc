@@ -198,6 +198,9 @@ UniqueFd open_udp_sender(const Endpoint& local, std::span<const UniqueFd> receiv
   Setup s(local, SOCK_DGRAM, IPPROTO_UDP, "UDP");
   s.common(options);
   s.receive_nothing();
+  // GRO asks a socket of the group that it chooses by hash, without the packet, whether to merge:
+  // it would not for every second peer.
+  s.try_set(SOL_UDP, UDP_GRO, 1);
   s.set(SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
   if (alone) reuse(receivers.front().get(), 1);
   try {
