@@ -33,7 +33,7 @@ enum class Encapsulation : std::uint8_t { esp, udp };
 // First to last, both included; of one family.
 struct AddressRange {
   ifaces::IpAddress first, last;
-  auto operator<=>(const AddressRange&) const = default;
+  auto operator<=>(const AddressRange&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 // What a packet must look like (RFC 4301 §4.4.1.1). Addresses of one family; protocol 0 and port
@@ -47,7 +47,7 @@ struct Selector {
   std::uint8_t protocol = 0;
   std::uint16_t source_port_first = 0, source_port_last = 65535;
   std::uint16_t destination_port_first = 0, destination_port_last = 65535;
-  auto operator<=>(const Selector&) const = default;
+  auto operator<=>(const Selector&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 // A TUN in the place of a VTI.
