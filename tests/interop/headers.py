@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """The headers that we and a Linux kernel make and read: DSCP, ECN and DF of outer headers side by
-side; ECN on the way in, by RFC 6040 §4.2; TFC padding of the kernel's.
+side; ECN on the way in, by RFC 6040 §4.2; TFC padding by either.
 
     PC-A ─── gateway A │ espalierd ═══ {raw ESP, UDP 4500} over {IPv4, IPv6} ═══ Linux │ ─── PC-B
 """
@@ -16,7 +16,14 @@ from lab.wire import Capture, esp_packet
 
 PORT = 5003
 NOT_ECT, ECT1, ECT0, CE = 0, 1, 2, 3
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_PMTUDISC_DO = 10, 0, 2
+# Our rules for the outer header, and the kernel's.
+RULES = (
+    ({}, ""),
+    ({"dscp": "no"}, "extra-flag dont-encap-dscp"),
+    ({"ecn": "no"}, "flag noecn"),
+    ({"df": "clear"}, "flag nopmtudisc"),
+)
 # RFC 6040 §4.2, figure 4, row by row of the inner mark: what the outer mark makes of it. None: drop.
 RFC_6040 = {
     NOT_ECT: {NOT_ECT: NOT_ECT, ECT0: NOT_ECT, ECT1: NOT_ECT, CE: None},
@@ -35,12 +42,13 @@ def df_of(ip):
 
 
 @contextlib.contextmanager
-def sender(lab, box, family):
-    """send(tos): a datagram, with DF, from `box` to the host behind the other gateway."""
+def sender(lab, box, family, df=True):
+    """send(tos): a datagram from `box` to the host behind the other gateway."""
     v6 = family == "v6"
     sending = box.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
     if not v6:
-        sending.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        sending.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER,
+                           IP_PMTUDISC_DO if df else IP_PMTUDISC_DONT)
     level, option = (socket.IPPROTO_IPV6, 67) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
     target = (sites.PC_B if box is lab.pc_a else sites.PC_A)[family]
 
@@ -52,7 +60,7 @@ def sender(lab, box, family):
     sending.close()
 
 
-def sealed_by(lab, box, source, family):
+def sealed_by(lab, box, source, family, df):
     """(traffic class, DF) of the outer headers, for each inner traffic class."""
     address = socket.inet_pton(traffic.family(source), source)
 
@@ -60,27 +68,27 @@ def sealed_by(lab, box, source, family):
         packet = esp_packet(ip)
         return packet is not None and packet.source == address
 
-    with Capture(lab.gw_a, "eth0") as wire, sender(lab, box, family) as send:
+    with Capture(lab.gw_a, "eth0") as wire, sender(lab, box, family, df) as send:
         for tos in range(256):
             send(tos)
         return [(tos_of(ip), df_of(ip)) for ip in wire.wait(from_source, 256)]
 
 
-def same_outer_headers(lab):
+def same_outer_headers(lab, ours, theirs):
     """The kernel and we render the same outer header, but for ECN: we follow RFC 6040 §4.1 (the
     inner mark is copied), the kernel RFC 3168 (ECT(0) in the place of CE)."""
-    with lab.tunnel():
+    with lab.tunnel(lines=ours, states={"more": theirs}):
         listeners = listen(lab)
-        for family in ("v4", "v6"):
-            ours = sealed_by(lab, lab.pc_a, lab.left, family)
-            theirs = sealed_by(lab, lab.pc_b, lab.right, family)
-            assert [tos for tos, _ in ours] == list(range(256)), ours
-            wanted = [(tos & ~3 | ECT0 if tos & 3 == CE else tos, df) for tos, df in ours]
-            differ = [pair for pair in zip(theirs, wanted) if pair[0] != pair[1]]
-            assert not differ, f"theirs, ours (traffic class, DF): {differ[:8]}"
+        for family, df in (("v4", True), ("v4", False), ("v6", True)):
+            we = sealed_by(lab, lab.pc_a, lab.left, family, df)
+            they = sealed_by(lab, lab.pc_b, lab.right, family, df)
+            assert ours or [tos for tos, _ in we] == list(range(256)), we
+            wanted = [(tos & ~3 | ECT0 if tos & 3 == CE else tos, bit) for tos, bit in we]
+            differ = [pair for pair in zip(they, wanted) if pair[0] != pair[1]]
+            assert not differ, f"{family}, they and we (traffic class, DF): {differ[:8]}"
         for listener in listeners:
             listener.close()
-    print("ok: outer DSCP and DF as the kernel's, ECN by RFC 6040")
+    print(f"ok: outer headers as the kernel's: {ours}")
 
 
 def listen(lab):
@@ -142,11 +150,28 @@ def traffic_flow_padding(lab):
     print("ok: TFC padding by the kernel")
 
 
+def padding_by_us(lab):
+    """The other way round."""
+    with lab.tunnel(lines={"tfc": "1200"}):
+        with Capture(lab.gw_a, "eth0") as wire:
+            with traffic.UdpPair(lab.pc_a, lab.pc_b, sites.PC_A["v4"], sites.PC_B["v4"]) as pair:
+                for size in range(1, 1000, 37):
+                    pair.exchange(bytes(size))
+            here = socket.inet_pton(traffic.family(lab.left), lab.left)
+            sizes = {len(packet.esp) for packet in wire.esp() if packet.source == here}
+        assert len(sizes) == 1 and sizes.pop() >= 1200, sizes
+        lab.all_traffic()
+        lab.both_agree(padded=True)
+    print("ok: TFC padding by us")
+
+
 def main():
     options = sites.arguments(__doc__)
     with KernelSites(options) as lab:
         traffic_flow_padding(lab)
-        same_outer_headers(lab)
+        padding_by_us(lab)
+        for ours, theirs in RULES:
+            same_outer_headers(lab, ours, theirs)
         congestion_on_the_way_in(lab)
 
 
