@@ -162,13 +162,14 @@ class Uml:
 
     def close(self):
         """Powers it off; what does not go is killed."""
-        self._off.set()
-        self._waker.join()
         with contextlib.suppress(OSError):
-            os.close(self._input)
+            os.write(self._input, b"off\n")
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._off.set()
+        self._waker.join()
+        os.close(self._input)
         os.close(self._output)
