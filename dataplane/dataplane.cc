@@ -182,6 +182,7 @@ struct Dataplane::State {
               ifaces::PortKind kind, Worker::PortOwner owner);
   void detach(const std::vector<ifaces::Port>& ports);
   void fill(SaCommon& sa, const SaSpec& spec);
+  void set_carriers(bool lower);
   void check(const SaSpec& spec) const;
   [[nodiscard]] std::uint64_t first_number(const OutboundSa& sa, std::uint64_t asked);
   SaCommon& known(SaId id) const;
@@ -209,6 +210,7 @@ struct Dataplane::State {
   std::uint32_t next_id = 1;
   bool links_limited = false;  // a PathMtu has a link()
   std::optional<ifaces::Netlink> netlink;
+  bool carriers_wait = false;  // some are to go down
 };
 
 Dataplane::Dataplane(const crypto::Registry& registry, Options options) {
@@ -312,6 +314,10 @@ DeviceId Dataplane::add_device(const DeviceSpec& spec) {
   State& s = *state_;
   if (s.tables.device(spec.name) != nullptr)
     throw std::invalid_argument("device " + spec.name + " exists already; choose another name");
+  if (const Device* twin = s.tables.twin(spec))
+    throw std::invalid_argument("device " + spec.name + " has the end points and the ikey of " +
+                                twin->spec.name +
+                                ", so nobody could tell whose a packet is; choose another mark");
   auto device = std::make_unique<Device>();
   device->id = DeviceId{s.next_id++};
   device->spec = spec;
@@ -319,8 +325,13 @@ DeviceId Dataplane::add_device(const DeviceSpec& spec) {
   for (std::size_t w = 0; w < s.workers.size(); ++w)
     device->queues.push_back(ifaces::open_tun(spec.name, s.workers.size() > 1, s.offloads));
   s.attach(device->queues, device->ports, ifaces::PortKind::tun, {device.get(), nullptr});
+  if (spec.carrier_follows_sa) {
+    ifaces::set_carrier(device->queues.front().get(), false, spec.name);
+    device->carrier = false;
+  }
   const DeviceId id = device->id;
   s.tables.add(std::move(device));
+  s.set_carriers(false);
   return id;
 }
 
@@ -332,15 +343,42 @@ void Dataplane::remove_device(DeviceId id) {
   s.tables.reclaim();
 }
 
+void Dataplane::State::set_carriers(bool lower) {
+  if (!tables.serving_changed() && !(lower && carriers_wait)) return;
+  carriers_wait = false;
+  for (Device* device : tables.all_devices()) {
+    if (!device->spec.carrier_follows_sa) continue;
+    const bool up = tables.serves(*device);
+    if (up == device->carrier) continue;
+    if (!up && !lower) {
+      carriers_wait = true;
+      continue;
+    }
+    try {
+      ifaces::set_carrier(device->queues.front().get(), up, device->spec.name);
+    } catch (const std::system_error&) {
+      continue;  // somebody has deleted the TUN: there is no carrier to set
+    }
+    device->carrier = up;
+  }
+}
+
+void Dataplane::settle_carriers() {
+  state_->set_carriers(true);
+}
+
 PolicyId Dataplane::add_policy(const PolicySpec& spec) {
   const PolicyId id{state_->next_id++};
   state_->tables.add(std::make_unique<Policy>(id, spec));
+  state_->set_carriers(false);
   state_->grace();
   return id;
 }
 
 void Dataplane::remove_policy(PolicyId id) {
-  if (auto policy = state_->tables.remove(id)) state_->retire(std::move(policy));
+  auto policy = state_->tables.remove(id);
+  state_->set_carriers(false);
+  if (policy) state_->retire(std::move(policy));
 }
 
 void Dataplane::State::open_socket(OuterSocket& socket) {
@@ -477,6 +515,12 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.keys.push_back(backend.expand(spec.suite, key));
   if (!sa.keys.front()->shareable())
     while (sa.keys.size() < workers.size()) sa.keys.push_back(backend.expand(spec.suite, key));
+  sa.mark = spec.mark;
+  sa.if_id = spec.if_id;
+  sa.local = spec.local.address;
+  sa.remote = spec.peer.address;
+  sa.moves =
+      spec.encapsulation == Encapsulation::udp && (spec.follow_peer || spec.peer.address.is_any());
   sa.peer = tables.peer(spec.reqid);
   if (!sa.peer) sa.peer = std::make_shared<Peer>(spec.peer);
 }
@@ -505,6 +549,7 @@ SaId Dataplane::add_sa(SaSpec spec) {
       s.set_lifetime(*sa, spec.lifetime, margin_packets(*sa));
       const SaId id = sa->id;
       s.tables.add(std::move(sa), spec.keymat.bytes());
+      s.set_carriers(false);
       return id;
     }
     auto sa = std::make_unique<InboundSa>(spec.window_bits,
@@ -526,10 +571,12 @@ SaId Dataplane::add_sa(SaSpec spec) {
 
 void Dataplane::remove_sa(SaId id) {
   State& s = *state_;
-  if (auto out = s.tables.remove_outbound(id))
+  if (auto out = s.tables.remove_outbound(id)) {
+    s.set_carriers(false);
     s.retire(std::move(out));
-  else if (auto in = s.tables.remove_inbound(id))
+  } else if (auto in = s.tables.remove_inbound(id)) {
     s.retire(std::move(in));
+  }
 }
 
 // ------------------------------------------------------------------------------ the life of an SA
@@ -583,7 +630,10 @@ void Dataplane::update_sa(SaId id, const SaUpdate& update) {
   if (update.lifetime) check_lifetime(*update.lifetime);
 
   if (update.window_bits) s.resize(*in, *update.window_bits);
-  if (update.peer) sa.peer->set(*update.peer);
+  if (update.peer) {
+    sa.peer->set(*update.peer);
+    s.tables.moved(sa.reqid, update.peer->address);
+  }
   if (update.seq_limit) set_limit(*out, *update.seq_limit);
   if (update.lifetime)
     s.set_lifetime(sa, *update.lifetime, out == nullptr ? Limits::kNever : margin_packets(*out));
@@ -769,11 +819,15 @@ std::vector<DeviceStatus> Dataplane::devices() const {
     status.name = d->spec.name;
     status.ikey = d->spec.ikey;
     status.okey = d->spec.okey;
+    status.local = d->spec.local;
+    status.remote = d->spec.remote;
+    status.carrier = d->carrier;
     status.rx = {sum(*d, workers, &DeviceCounters::rx_packets),
                  sum(*d, workers, &DeviceCounters::rx_bytes)};
     status.tx = {sum(*d, workers, &DeviceCounters::tx_packets),
                  sum(*d, workers, &DeviceCounters::tx_bytes)};
     status.tx_loops = sum(*d, workers, &DeviceCounters::tx_loops);
+    status.rx_errors = sum(*d, workers, &DeviceCounters::rx_errors);
     status.tx_no_sa = sum(*d, workers, &DeviceCounters::tx_no_sa);
     all.push_back(std::move(status));
   }

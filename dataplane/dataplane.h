@@ -32,9 +32,12 @@ struct DeviceStatus {
   DeviceId id{};
   std::string name;
   std::uint32_t ikey = 0, okey = 0;
-  Traffic rx, tx;              // rx: towards this host, as in `ip -s link`
-  std::uint64_t tx_no_sa = 0;  // `ip -s tunnel` calls them carrier errors
-  std::uint64_t tx_loops = 0;  // … and these collisions
+  ifaces::IpAddress local, remote;  // any: a wildcard
+  bool carrier = true;
+  Traffic rx, tx;               // rx: towards this host, as in `ip -s link`
+  std::uint64_t rx_errors = 0;  // packets of its SAs that were dropped
+  std::uint64_t tx_no_sa = 0;   // no policy or SA; `ip -s tunnel` calls them carrier errors
+  std::uint64_t tx_loops = 0;   // … and these collisions
 };
 
 struct SaStatus {
@@ -88,6 +91,10 @@ class Dataplane {
   // Creates the TUN and reads from it. Refuses a second device of the same name.
   DeviceId add_device(const DeviceSpec& spec);
   void remove_device(DeviceId id);
+  // Carriers (DeviceSpec::carrier_follows_sa) come up with the SA or trap that needs them. They go
+  // down here, when the owner has made all the changes that belong together: an SA that is replaced
+  // is no reason for routing daemons to withdraw routes.
+  void settle_carriers();
 
   PolicyId add_policy(const PolicySpec& spec);
   void remove_policy(PolicyId id);

@@ -32,7 +32,7 @@ struct TokenBucket {
 // One worker's share; only that worker writes.
 struct alignas(64) DeviceCounters {
   std::atomic<std::uint64_t> rx_packets{0}, rx_bytes{0}, tx_packets{0}, tx_bytes{0}, tx_no_sa{0};
-  std::atomic<std::uint64_t> tx_loops{0};
+  std::atomic<std::uint64_t> tx_loops{0}, rx_errors{0};
   std::atomic<std::uint64_t> icmp_sent{0};
   TokenBucket icmp_limit;  // nobody else looks at it
 };
@@ -45,6 +45,7 @@ inline void bump(std::atomic<std::uint64_t>& counter, std::uint64_t by) noexcept
 struct Device {
   DeviceId id{};
   DeviceSpec spec;
+  bool carrier = true;                   // as the kernel has it
   Spd policies;                          // the outbound policies whose mark okey matches
   std::vector<ifaces::UniqueFd> queues;  // one a worker
   std::vector<ifaces::Port> ports;       // in each worker's engine

@@ -133,9 +133,11 @@ bool finish(const InboundSa& sa, const Binding* binding, const crypto::SuiteInfo
   packet.inner = text;
 
   if (binding == nullptr || binding->device == nullptr) return drop(Drop::no_device);
-  const auto allowed = [&packet](const SelectorMatcher& s) { return s.matches(packet.key); };
-  if (std::none_of(binding->selectors.begin(), binding->selectors.end(), allowed))
-    return drop(Drop::selector_mismatch);
+  const auto rule =
+      std::find_if(binding->selectors.begin(), binding->selectors.end(),
+                   [&packet](const Binding::Rule& r) { return r.selector.matches(packet.key); });
+  if (rule == binding->selectors.end()) return drop(Drop::selector_mismatch);
+  if (!rule->allow) return drop(Drop::policy_discard);
 
   std::uint8_t ecn = packet.key.tos & kEcnMask;
   if (!ecn_decapsulate(packet.outer_tos & kEcnMask, ecn)) return drop(Drop::ecn_violation);

@@ -105,6 +105,9 @@ void Inbound::run_batch() noexcept {
 }
 
 void Inbound::drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept {
+  const Binding* binding = sa.binding.load(std::memory_order_acquire);
+  if (binding != nullptr && binding->device != nullptr)
+    bump(binding->device->counters[worker_].rx_errors, lost.size());
   for (const InboundPacket& packet : lost) {
     counters_.drop(packet.reason);
     sa.drops[static_cast<std::size_t>(packet.reason)].fetch_add(1, std::memory_order_relaxed);

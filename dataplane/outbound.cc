@@ -85,11 +85,16 @@ void Outbound::find_policies() noexcept {
   head_count_ = 0;
 }
 
-Outbound::Found Outbound::resolve(const Policy* policy) noexcept {
+Outbound::Found Outbound::resolve(const Device& device, const Policy* policy) noexcept {
   if (policy == nullptr) return {nullptr, Drop::no_policy, nullptr};
   switch (policy->action) {
-    case PolicyAction::protect:
-      return {policy->sa.load(std::memory_order_acquire), Drop::no_sa, policy};
+    case PolicyAction::protect: {
+      OutboundSa* sa = policy->sa.load(std::memory_order_acquire);
+      if (policy->compare_ends.load(std::memory_order_relaxed) && sa != nullptr &&
+          !ends_fit(device, *sa)) [[unlikely]]
+        sa = nullptr;
+      return {sa, Drop::no_sa, policy};
+    }
     case PolicyAction::bypass:  // a TUN has no way round the tunnel
       return {nullptr, Drop::policy_bypass, policy};
     case PolicyAction::discard:
@@ -106,7 +111,7 @@ void Outbound::tell(const Item& item, IcmpReason reason, std::size_t mtu) noexce
 // It does not go on in any form; its sender is told (RFC 4301 §7.4).
 void Outbound::refuse(const Item& item, Drop reason, const Policy* trap) noexcept {
   counters_.drop(reason, item.plan.count);
-  if (reason == Drop::no_sa) bump(item.device->counters[worker_].tx_no_sa, item.plan.count);
+  bump(item.device->counters[worker_].tx_no_sa, item.plan.count);  // whatever the reason (vti_xmit)
   if (reason == Drop::no_sa && trap != nullptr && trap->spec.trap) {
     // An SA is on its way: an answer would end the connection that asks for it.
     reporter_.acquire(*trap, *item.device, item.key, item.plan.count);
@@ -123,7 +128,7 @@ void Outbound::run_batch() noexcept {
   for (std::size_t i = 0; i < count_; ++i) {
     Item& item = items_[i];
     if (!item.as_before) {
-      found = resolve(item.policy);
+      found = resolve(*item.device, item.policy);
       if (found.sa != nullptr && same(item.key.source, found.sa->socket->local_words) &&
           is_outer(item.key, *found.sa)) [[unlikely]]
         found = {nullptr, Drop::loop, nullptr};

@@ -58,7 +58,7 @@ class Outbound {
 
   void run_batch() noexcept;
   void find_policies() noexcept;
-  [[nodiscard]] static Found resolve(const Policy* policy) noexcept;
+  [[nodiscard]] static Found resolve(const Device& device, const Policy* policy) noexcept;
   void refuse(const Item& item, Drop reason, const Policy* trap = nullptr) noexcept;
   // Why `packets` of the SA may not leave; the SA counts them, and it is told.
   [[nodiscard]] Drop stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noexcept;

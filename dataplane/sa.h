@@ -48,6 +48,12 @@ struct SaCommon {
   std::uint32_t outer_mark = 0;  // SO_MARK
   std::shared_ptr<Peer> peer;    // never null; shared with the other direction
   std::uint16_t mss_clamp = 0;   // as in SaSpec
+  Mark mark;
+  std::uint32_t if_id = 0;
+  ifaces::IpAddress local;
+  // As it was given, for the control thread: a peer that moves stays with its device.
+  ifaces::IpAddress remote;
+  bool moves = false;  // the peer's address may change
   std::string name;
   std::chrono::steady_clock::time_point added;
   LifeState life;
@@ -94,14 +100,26 @@ struct OutboundSa : SaCommon {
   }
 };
 
+// May the device use the SA? A wildcard end takes any, and so does a peer that moves
+// (vti_state_check).
+[[nodiscard]] inline bool ends_fit(const Device& device, const OutboundSa& sa) noexcept {
+  const DeviceSpec& spec = device.spec;
+  return (spec.local.is_any() || spec.local == sa.local) &&
+         (spec.remote.is_any() || sa.moves || spec.remote == sa.remote);
+}
+
 // Where an inbound SA's packets may go: its policies, and their device. Immutable; replaced whole.
 struct Binding {
   Device* device = nullptr;  // null: no device for the policy's mark
-  std::vector<SelectorMatcher> selectors;
+  struct Rule {
+    SelectorMatcher selector;
+    bool allow;
+    explicit Rule(const Selector& s, bool a = true) : selector(s), allow(a) {}
+  };
+  std::vector<Rule> selectors;  // the first that matches decides; none: the packet is refused
 };
 
 struct InboundSa : SaCommon {
-  ifaces::IpAddress local;
   bool follow_peer = false;
   bool dscp_inwards = false;
   std::atomic<const Binding*> binding{nullptr};

@@ -27,6 +27,8 @@ struct alignas(64) Policy {
   std::atomic<OutboundSa*> sa{nullptr};  // the newest of its reqid
   PolicyId id;
   PolicyAction action;
+  // Some device that the policy applies to has other end points than `sa`: they are to be compared.
+  std::atomic<bool> compare_ends{false};
   SelectorMatcher matcher;
   PolicySpec spec;
   mutable EventLimiter acquires;

@@ -1,6 +1,7 @@
 #include "dataplane/tables.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace espalier::dataplane {
 namespace {
@@ -43,8 +44,34 @@ typename Map::mapped_type take(Map& map, Id id) {
   return extract(map, it);
 }
 
+// The key that a packet of the device has for a policy or an SA of this direction.
+std::uint32_t key_of(const Device& device, Direction direction) {
+  return direction == Direction::out ? device.spec.okey : device.spec.ikey;
+}
+
+bool concerns(const Policy& policy, const Device& device) {
+  return policy.spec.mark.matches(key_of(device, policy.spec.direction)) &&
+         policy.spec.if_id == device.spec.if_id;
+}
+
 bool applies(const Policy& policy, const Device& device) {
-  return policy.spec.direction == Direction::out && policy.spec.mark.matches(device.spec.okey);
+  return policy.spec.direction == Direction::out && concerns(policy, device);
+}
+
+// xfrm_state_find: the mark of an outbound SA is held against that of the policy.
+bool fits(const OutboundSa& sa, const Policy& policy) {
+  return sa.mark.matches(policy.spec.mark.value & policy.spec.mark.mask) &&
+         sa.if_id == policy.spec.if_id;
+}
+
+// As xfrm orders them: the lower number, then the longer prefixes, then the older.
+bool before(const Policy* a, const Policy* b) {
+  const auto bits = [](const Policy* p) {
+    return p->spec.selector.source.length + p->spec.selector.destination.length;
+  };
+  if (a->spec.priority != b->spec.priority) return a->spec.priority < b->spec.priority;
+  if (bits(a) != bits(b)) return bits(a) > bits(b);
+  return a->id < b->id;
 }
 
 }  // namespace
@@ -99,28 +126,72 @@ std::shared_ptr<Peer> Tables::peer(std::uint32_t reqid) const {
   return nullptr;
 }
 
+const Device* Tables::twin(const DeviceSpec& spec) const noexcept {
+  for (const auto& entry : devices_) {
+    const DeviceSpec& other = entry.second->spec;
+    const auto same_end = [](const ifaces::IpAddress& a, const ifaces::IpAddress& b) {
+      return a == b || (a.is_any() && b.is_any());
+    };
+    if (same_end(other.local, spec.local) && same_end(other.remote, spec.remote) &&
+        other.ikey == spec.ikey && other.if_id == spec.if_id)
+      return entry.second.get();
+  }
+  return nullptr;
+}
+
+bool Tables::serves(const Device& device) const {
+  const auto it = serving_.find(device.id);
+  return it != serving_.end() && !it->second.empty();
+}
+
+// What the devices of an outbound policy make of its SA.
+void Tables::note_devices(Policy& policy, const OutboundSa* sa) {
+  bool compare_ends = false;
+  for (const auto& [id, device] : devices_) {
+    if (!applies(policy, *device)) continue;
+    const bool usable = sa != nullptr && ends_fit(*device, *sa);
+    if (sa != nullptr && !usable) compare_ends = true;
+    auto& serving = serving_[id];
+    const bool was_empty = serving.empty();
+    if (policy.action == PolicyAction::protect && (usable || policy.spec.trap))
+      serving.insert(&policy);
+    else
+      serving.erase(&policy);
+    serving_changed_ = serving_changed_ || serving.empty() != was_empty;
+  }
+  policy.compare_ends.store(compare_ends, std::memory_order_relaxed);
+}
+
 void Tables::add(std::unique_ptr<Device> device) {
+  Device& added = *device;
+  devices_.emplace(added.id, std::move(device));
+  join_all();
   for (const auto& entry : policies_)
-    if (applies(*entry.second, *device)) device->policies.add(*entry.second);
-  devices_.emplace(device->id, std::move(device));
-  for (auto& entry : groups_) join(entry.second);
+    if (applies(*entry.second, added)) added.policies.add(*entry.second);
 }
 
 std::unique_ptr<Device> Tables::remove(DeviceId id) {
   auto device = take(devices_, id);
-  if (device)
-    for (auto& entry : groups_) join(entry.second);
+  serving_.erase(id);
+  if (device) join_all();
   return device;
+}
+
+void Tables::join_all() {
+  for (auto& entry : groups_) join(entry.second);
 }
 
 void Tables::add(std::unique_ptr<Policy> policy) {
   Group& g = group(policy->spec.reqid);
   g.policies.push_back(policy.get());
-  if (!g.outbound.empty()) policy->sa.store(g.outbound.back(), std::memory_order_release);
+  const bool discards =
+      policy->spec.direction == Direction::in && policy->action == PolicyAction::discard;
+  if (discards) discards_.push_back(policy.get());
+  join(g);  // before it is found, so that no packet meets it without its SA
   for (const auto& entry : devices_)
     if (applies(*policy, *entry.second)) entry.second->policies.add(*policy);
   policies_.emplace(policy->id, std::move(policy));
-  join(g);
+  if (discards) join_all();
 }
 
 std::unique_ptr<Policy> Tables::remove(PolicyId id) {
@@ -128,10 +199,13 @@ std::unique_ptr<Policy> Tables::remove(PolicyId id) {
   if (!policy) return nullptr;
   for (const auto& entry : devices_)
     if (applies(*policy, *entry.second)) entry.second->policies.remove(*policy);
+  for (auto& entry : serving_)
+    if (entry.second.erase(policy.get()) != 0 && entry.second.empty()) serving_changed_ = true;
   Group& g = group(policy->spec.reqid);
   std::erase(g.policies, policy.get());
   join(g);
   drop_if_empty(policy->spec.reqid);
+  if (std::erase(discards_, policy.get()) != 0) join_all();
   return policy;
 }
 
@@ -184,11 +258,22 @@ void Tables::drop_if_empty(std::uint32_t reqid) {
   if (groups_.bucket_count() > 16 * (groups_.size() + 16)) groups_.rehash(0);
 }
 
+void Tables::moved(std::uint32_t reqid, const ifaces::IpAddress& peer) {
+  Group& g = group(reqid);
+  for (OutboundSa* sa : g.outbound) sa->remote = peer;
+  for (InboundSa* sa : g.inbound) sa->remote = peer;
+  join(g);
+}
+
 void Tables::join(Group& g) {
-  OutboundSa* newest = g.outbound.empty() ? nullptr : g.outbound.back();
-  for (Policy* policy : g.policies)
-    if (policy->spec.direction == Direction::out)
-      policy->sa.store(newest, std::memory_order_release);
+  for (Policy* policy : g.policies) {
+    if (policy->spec.direction != Direction::out) continue;
+    const auto newest = std::find_if(g.outbound.rbegin(), g.outbound.rend(),
+                                     [&](const OutboundSa* sa) { return fits(*sa, *policy); });
+    OutboundSa* sa = newest == g.outbound.rend() ? nullptr : *newest;
+    note_devices(*policy, sa);
+    policy->sa.store(sa, std::memory_order_release);
+  }
   for (InboundSa* sa : g.inbound) {
     auto binding = bind(g, *sa);
     sa->binding.store(binding.get(), std::memory_order_release);
@@ -197,24 +282,28 @@ void Tables::join(Group& g) {
   }
 }
 
-// Which device an inbound policy delivers to: its mark must match the ikey, its end points cover
-// the outer addresses. Of several: the key that is the mark's own value, then the exact end points
-// (the order of a kernel VTI's lookup).
-Device* Tables::device_for(const Policy& policy, const InboundSa& sa) const noexcept {
+// Which device an inbound SA delivers to. A kernel VTI is found by the outer addresses, in this
+// order: both, the remote one, the local one, a wildcard (ip_tunnel_lookup); its ikey is then held
+// against the mark of the SA and of a policy. Here several devices may have the same ends, so the
+// marks choose among them; of several keys that fit a mask, the one that is the mark's own value.
+Device* Tables::device_for(const Group& g, const InboundSa& sa) const noexcept {
   Device* best = nullptr;
   int best_score = -1;
-  const ifaces::IpAddress peer = sa.peer->get().address;
   for (const auto& entry : devices_) {
     Device& device = *entry.second;
     const DeviceSpec& spec = device.spec;
-    if (!policy.spec.mark.matches(spec.ikey)) continue;
+    if (!sa.mark.matches(spec.ikey) || sa.if_id != spec.if_id) continue;
     if (!spec.local.is_any() && spec.local != sa.local) continue;
     // A peer that may move is held to the mark and the selectors, not to its address.
-    const bool remote_fits = spec.remote == peer;
-    if (!spec.remote.is_any() && !remote_fits && !sa.follow_peer) continue;
-    const int score = (spec.ikey == policy.spec.mark.value ? 8 : 0) + (remote_fits ? 4 : 0) +
-                      (spec.local == sa.local ? 2 : 0);
-    if (score > best_score) {
+    const bool remote_fits = !spec.remote.is_any() && spec.remote == sa.remote;
+    if (!spec.remote.is_any() && !remote_fits && !sa.moves) continue;
+    for (const Policy* policy : g.policies) {
+      if (policy->spec.direction != Direction::in || policy->action != PolicyAction::protect ||
+          !concerns(*policy, device))
+        continue;
+      const int score = (remote_fits ? 4 : 0) + (spec.local.is_any() ? 0 : 2) +
+                        (spec.ikey == policy->spec.mark.value ? 1 : 0);
+      if (score <= best_score) continue;
       best = &device;
       best_score = score;
     }
@@ -224,14 +313,18 @@ Device* Tables::device_for(const Policy& policy, const InboundSa& sa) const noex
 
 std::unique_ptr<const Binding> Tables::bind(const Group& g, const InboundSa& sa) const {
   auto binding = std::make_unique<Binding>();
-  for (const Policy* policy : g.policies) {
-    if (policy->spec.direction != Direction::in || policy->spec.action != PolicyAction::protect)
-      continue;
-    Device* device = device_for(*policy, sa);
-    if (device == nullptr || (binding->device != nullptr && binding->device != device)) continue;
-    binding->device = device;
-    binding->selectors.emplace_back(policy->spec.selector);
-  }
+  binding->device = device_for(g, sa);
+  if (binding->device == nullptr) return binding;
+  std::vector<const Policy*> policies(discards_);
+  std::copy_if(g.policies.begin(), g.policies.end(), std::back_inserter(policies),
+               [](const Policy* p) {
+                 return p->spec.direction == Direction::in && p->action == PolicyAction::protect;
+               });
+  std::sort(policies.begin(), policies.end(), before);
+  for (const Policy* policy : policies)
+    if (concerns(*policy, *binding->device))
+      binding->selectors.emplace_back(policy->spec.selector,
+                                      policy->action == PolicyAction::protect);
   return binding;
 }
 

@@ -1,6 +1,7 @@
 // SAD, SPD and devices from the control thread's side: who owns what, and how the three are joined.
-// Policies and SAs are joined by reqid, policies and devices by mark; the joins are made here, when
-// something changes, so that the workers follow pointers.
+// Policies and SAs are joined by reqid, mark and if_id, policies and devices by mark and if_id, SAs
+// and devices by end points (ip-xfrm(8), ip_vti.c); the joins are made here, when something
+// changes, so that the workers follow pointers.
 #pragma once
 
 #include <cstring>
@@ -9,6 +10,8 @@
 #include <span>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "crypto/fingerprint.h"
@@ -46,7 +49,17 @@ class Tables {
   std::unique_ptr<Policy> remove(PolicyId id);
   std::unique_ptr<OutboundSa> remove_outbound(SaId id);
   std::unique_ptr<InboundSa> remove_inbound(SaId id);
+  // The peer of a reqid's SAs was set to another address.
+  void moved(std::uint32_t reqid, const ifaces::IpAddress& peer);
   void reclaim() noexcept;
+
+  // A device with the same end points, ikey and if_id: it could not be told from `spec` when a
+  // packet arrives. Null if there is none.
+  [[nodiscard]] const Device* twin(const DeviceSpec& spec) const noexcept;
+  // Is there something for the device to do: an outbound SA, or a policy that traps?
+  [[nodiscard]] bool serves(const Device& device) const;
+  // Has serves() changed for some device since this was asked last?
+  [[nodiscard]] bool serving_changed() noexcept { return std::exchange(serving_changed_, false); }
 
   [[nodiscard]] Device* device(std::string_view name) const noexcept;
   [[nodiscard]] OutboundSa* outbound(SaId id) const noexcept;
@@ -69,7 +82,7 @@ class Tables {
  private:
   // Everything that one reqid joins. The newest SA is the last.
   struct Group {
-    std::vector<Policy*> policies;
+    std::vector<Policy*> policies;  // in the order in which they are asked
     std::vector<OutboundSa*> outbound;
     std::vector<InboundSa*> inbound;
   };
@@ -77,7 +90,9 @@ class Tables {
   Group& group(std::uint32_t reqid) { return groups_[reqid]; }
   void drop_if_empty(std::uint32_t reqid);
   void join(Group& group);
-  [[nodiscard]] Device* device_for(const Policy& policy, const InboundSa& sa) const noexcept;
+  void join_all();
+  void note_devices(Policy& policy, const OutboundSa* sa);
+  [[nodiscard]] Device* device_for(const Group& group, const InboundSa& sa) const noexcept;
   [[nodiscard]] std::unique_ptr<const Binding> bind(const Group& group, const InboundSa& sa) const;
 
   Sad sad_;
@@ -86,6 +101,9 @@ class Tables {
   IdMap<SaId, OutboundSa> outbound_;
   IdMap<SaId, InboundSa> inbound_;
   std::unordered_map<std::uint32_t, Group> groups_;
+  std::vector<const Policy*> discards_;  // inbound: they bind every SA of their devices
+  std::map<DeviceId, std::unordered_set<const Policy*>> serving_;
+  bool serving_changed_ = false;
   std::vector<std::unique_ptr<const Binding>> old_bindings_;
   PtrIndex<const SaCommon, KeyTraits> keys_;
 };

@@ -148,6 +148,7 @@ Compiled compile_policies(const Conn& c, const View& v, std::uint32_t reqid) {
   result.has_sas = false;
   result.sa_out.reqid = reqid;
   result.device.name = kDefaultDevice;
+  result.device.carrier_follows_sa = false;
   if (c.action == PolicyAction::discard && c.vti_routing) result.routes = routes_to(v.peer);
   result.uses_device = !result.routes.empty();
   add_policies(c, v, reqid, result);
@@ -253,6 +254,8 @@ Compiled compile(const Conn& conn, Side own, const IpAddress& local, StaticKeys 
   result.device.name = default_device ? std::string(kDefaultDevice) : conn.vti_interface;
   result.device.ikey = conn.mark_in.value;
   result.device.okey = conn.mark_out.value;
+  // Nobody runs a routing daemon on the default device, and senders are told more by ICMP.
+  result.device.carrier_follows_sa = !default_device && conn.vti_carrier_follows;
   result.device.local = shared ? IpAddress{} : v.local;
   result.device.remote = shared ? IpAddress{} : v.remote;
   result.mtu = conn.mtu;

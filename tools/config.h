@@ -42,6 +42,7 @@ struct Conn {
   std::string vti_interface;              // empty: the shared default device
   bool vti_routing = true;                // as libreswan documents it
   bool vti_shared = false;
+  bool vti_carrier_follows = true;  // the SAs; false: always up
   std::vector<ifaces::Prefix> leftvti, rightvti;
   dataplane::Encapsulation encapsulation = dataplane::Encapsulation::udp;
   std::uint16_t left_port = 4500, right_port = 4500;  // UDP

@@ -69,8 +69,8 @@ constexpr std::string_view type_of(const Conn& c) {
 
 // A conn that makes policies and no SAs.
 void check_policy_conn(const Draft& d, const std::filesystem::path& file) {
-  for (const char* option : {"vti-interface", "vti-shared", "leftvti", "rightvti", "keys",
-                             "encapsulation", "left-port", "right-port", "mtu"})
+  for (const char* option : {"vti-interface", "vti-shared", "vti-carrier", "leftvti", "rightvti",
+                             "keys", "encapsulation", "left-port", "right-port", "mtu"})
     if (d.has(option))
       refuse(
           file, d.line_of(option),
@@ -161,7 +161,8 @@ void check_device(const Draft& d, const std::filesystem::path& file) {
   const bool has_in = d.has("mark") || d.has("mark-in");
   const bool has_out = d.has("mark") || d.has("mark-out");
   if (c.vti_interface.empty()) {
-    for (const char* option : {"mark", "mark-in", "mark-out", "leftvti", "rightvti", "vti-shared"})
+    for (const char* option :
+         {"mark", "mark-in", "mark-out", "leftvti", "rightvti", "vti-shared", "vti-carrier"})
       if (d.has(option))
         refuse(file, d.line_of(option),
                std::string(option) +
@@ -205,6 +206,10 @@ void check_shared(const Draft& a, const Draft& b, const std::filesystem::path& f
            "conn " + x.name + " shares the device " + y.vti_interface +
                " and has other marks; write mark-in=" + str(x.mark_in) +
                " and mark-out=" + str(x.mark_out) + " (or the one mark)");
+  if (x.vti_carrier_follows != y.vti_carrier_follows)
+    refuse(file, b.line_of("vti-carrier"),
+           "conn " + x.name + " shares the device " + y.vti_interface +
+               " and has another vti-carrier; write the same in both");
   if (x.mtu != y.mtu)
     refuse(file, b.line_of("mtu"),
            "conn " + x.name + " shares the device " + y.vti_interface +

@@ -107,7 +107,7 @@ void set_priority(Draft& d, const std::string& v, const Folder&) {
   d.conn.priority = parse_number(v, 0, 0xffffffff);
 }
 
-constexpr std::array<ConnOption, 42> kConnOptions = {{
+constexpr std::array<ConnOption, 43> kConnOptions = {{
     {"left", "left", "address of one gateway, %any or %defaultroute", set_left},
     {"right", "right", "address of the other gateway, %any or %defaultroute", set_right},
     {"leftsubnet", "leftsubnet", "prefixes behind left", set_leftsubnet},
@@ -136,6 +136,11 @@ constexpr std::array<ConnOption, 42> kConnOptions = {{
      [](Draft& d, const std::string& v, const Folder&) { d.conn.vti_routing = parse_yes_no(v); }},
     {"vti-shared", "vti-shared", "yes: other conns have the same device",
      [](Draft& d, const std::string& v, const Folder&) { d.conn.vti_shared = parse_yes_no(v); }},
+    {"vti-carrier", "vti-carrier", "sa: the device has a carrier while there is an SA; always",
+     [](Draft& d, const std::string& v, const Folder&) {
+       constexpr std::array<std::string_view, 2> kWords = {"sa", "always"};
+       d.conn.vti_carrier_follows = parse_word(v, kWords) == "sa";
+     }},
     {"leftvti", "leftvti", "ADDRESS/LEN of the device at left",
      [](Draft& d, const std::string& v, const Folder&) {
        d.conn.leftvti = parse_interface_addresses(v);

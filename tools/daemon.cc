@@ -419,6 +419,7 @@ void Daemon::watch_devices() {
 }
 
 Daemon::Clock::time_point Daemon::turn(Clock::time_point now) {
+  dataplane_->settle_carriers();
   if (now >= look_at_) {
     bool busy = false;
     for (auto& [name, slot] : conns_) {

@@ -71,7 +71,7 @@ std::array<ifaces::PolicyRule, 4> rules_for(const ifaces::Prefix& route, std::ui
 
 bool same_device(const dataplane::DeviceSpec& a, const dataplane::DeviceSpec& b) {
   return a.name == b.name && a.ikey == b.ikey && a.okey == b.okey && a.local == b.local &&
-         a.remote == b.remote && a.if_id == b.if_id;
+         a.remote == b.remote && a.if_id == b.if_id && a.carrier_follows_sa == b.carrier_follows_sa;
 }
 
 DeviceLease& DeviceLease::operator=(DeviceLease&& other) noexcept {

@@ -139,15 +139,26 @@ std::string conn_text(const json& conn, const std::vector<json>& sas) {
   return out;
 }
 
+// As `ip tunnel show` has it, and `ip -s tunnel show` counts: errors are carrier errors (no policy
+// or SA) and collisions (outer packets routed into their own tunnel).
 std::string device_text(const json& device) {
+  const auto counter = [&device](const char* key) { return human_count(count_of(device, key)); };
   std::string out = "\ndevice " + text_of(device, "name");
   const std::string ikey = text_of(device, "ikey"), okey = text_of(device, "okey");
-  out += ikey == okey ? ": key " + okey : ": ikey " + ikey + ", okey " + okey;
+  const std::string local = text_of(device, "local"), remote = text_of(device, "remote");
+  if (!local.empty()) out += ": remote " + remote + " local " + local;
+  out += ikey == okey ? " key " + okey : " ikey " + ikey + " okey " + okey;
+  const auto carrier = device.find("carrier");
+  if (carrier != device.end() && carrier->is_boolean() && !carrier->get<bool>())
+    out += ", no carrier (no SA)";
   out +=
       "\n  received " + traffic_text(count_of(device, "rx_bytes"), count_of(device, "rx_packets"));
+  if (count_of(device, "rx_errors") != 0) out += ", errors " + counter("rx_errors");
   out += "\n  sent " + traffic_text(count_of(device, "tx_bytes"), count_of(device, "tx_packets"));
-  const std::uint64_t no_sa = count_of(device, "tx_no_sa");
-  if (no_sa != 0) out += "\n  without policy or SA, dropped: " + human_count(no_sa);
+  if (count_of(device, "tx_no_sa") != 0)
+    out += "\n  without policy or SA, dropped: " + counter("tx_no_sa");
+  if (count_of(device, "tx_loops") != 0)
+    out += "\n  outer packets routed into their own tunnel, dropped: " + counter("tx_loops");
   return out + "\n";
 }
 
@@ -173,10 +184,19 @@ std::string daemon_text(const json& daemon) {
 }  // namespace
 
 json device_json(const dataplane::DeviceStatus& d) {
-  return {{"name", d.name},         {"ikey", d.ikey},
-          {"okey", d.okey},         {"rx_packets", d.rx.packets},
-          {"rx_bytes", d.rx.bytes}, {"tx_packets", d.tx.packets},
-          {"tx_bytes", d.tx.bytes}, {"tx_no_sa", d.tx_no_sa},
+  const auto end = [](const ifaces::IpAddress& a) { return a.is_any() ? "any" : a.str(); };
+  return {{"name", d.name},
+          {"ikey", d.ikey},
+          {"okey", d.okey},
+          {"local", end(d.local)},
+          {"remote", end(d.remote)},
+          {"carrier", d.carrier},
+          {"rx_packets", d.rx.packets},
+          {"rx_bytes", d.rx.bytes},
+          {"rx_errors", d.rx_errors},
+          {"tx_packets", d.tx.packets},
+          {"tx_bytes", d.tx.bytes},
+          {"tx_no_sa", d.tx_no_sa},
           {"tx_loops", d.tx_loops}};
 }
 
