@@ -105,7 +105,7 @@ struct OutboundSa : SaCommon {
 [[nodiscard]] inline bool ends_fit(const Device& device, const OutboundSa& sa) noexcept {
   const DeviceSpec& spec = device.spec;
   return (spec.local.is_any() || spec.local == sa.local) &&
-         (spec.remote.is_any() || sa.moves || spec.remote == sa.remote);
+         (spec.remote.is_any() || sa.moves || spec.remote == sa.peer->get().address);
 }
 
 // Where an inbound SA's packets may go: its policies, and their device. Immutable; replaced whole.
