@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <iostream>
 
 #include "crypto/secret.h"
@@ -80,6 +81,21 @@ void print(const Conn& conn) {
   print_policies(conn, own, made);
 }
 
+// The clients of a conn differ in their keys and addresses only: the first stands for all.
+void print_clients(const std::vector<Conn>& conns) {
+  for (auto first = conns.begin(); first != conns.end();) {
+    const auto same = [&first](const Conn& c) { return c.is_client && c.where == first->where; };
+    const auto end = std::find_if_not(first, conns.end(), same);
+    if (end == first) {
+      ++first;
+      continue;
+    }
+    print(*first);
+    std::cout << "  clients    " << end - first << " like this, each with its own address\n";
+    first = end;
+  }
+}
+
 }  // namespace
 
 int run_check(const std::vector<std::string>& words) {
@@ -94,7 +110,10 @@ int run_check(const std::vector<std::string>& words) {
   crypto::initialise();
   const std::string file = (*values)["file"].as<std::string>();
   const Config config = load_config(file);
-  for (const Conn& conn : config.conns) print(conn);
+  for (const std::string& remark : config.remarks) std::cout << "note: " << remark << "\n";
+  for (const Conn& conn : config.conns)
+    if (!conn.is_client) print(conn);
+  print_clients(config.conns);
   std::cout << "OK: " << file << ", " << config.conns.size()
             << (config.conns.size() == 1 ? " conn\n" : " conns\n");
   return kDone;

@@ -42,6 +42,9 @@ int run_keygen(const std::vector<std::string>& words) {
       "leftvti", text(), "address/length on left's device")(
       "rightvti", text(), "address/length on right's device")("encapsulation", text(),
                                                               "yes: ESP in UDP; no: raw ESP")(
+      "leftaddresspool", text(), "inner addresses of clients, when left is %any")(
+      "rightaddresspool", text(), "the same, when right is %any")(
+      "clients", po::value(&request.clients), "how many clients: a folder for each")(
       "esp", po::value(&request.esp)->default_value(request.esp), "the suite");
   const auto values = parse_words(words, kUsage, options);
   if (!values) return kDone;
@@ -54,6 +57,8 @@ int run_keygen(const std::vector<std::string>& words) {
   take(*values, "leftvti", request.leftvti);
   take(*values, "rightvti", request.rightvti);
   take(*values, "encapsulation", request.encapsulation);
+  take(*values, "leftaddresspool", request.leftaddresspool);
+  take(*values, "rightaddresspool", request.rightaddresspool);
 
   crypto::initialise();
   for (const auto& file : keygen(request)) std::cout << file.string() << "\n";

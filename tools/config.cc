@@ -27,12 +27,18 @@ Config parse_config(std::string_view text, const std::filesystem::path& file,
   for (std::size_t i = 1; i < sections.size(); ++i) {
     Draft draft = read_conn(sections[i], file, folder);
     if (draft.ignore) continue;
+    for (const Setting& s : sections[i].ignored)
+      config.remarks.push_back(file.string() + ":" + std::to_string(s.line) + ": " + s.name +
+                               " is an option of IKE; there is no IKE yet: ignored");
     if (drafts.size() == kMaxConns)
       refuse(file, draft.line, "more than " + std::to_string(kMaxConns) + " conns; write fewer");
     drafts.push_back(std::move(draft));
   }
   check_together(drafts, config.globals, file);
-  if (check_keys_too == CheckKeys::yes) check_keys(drafts, file);
+  if (check_keys_too == CheckKeys::yes) {
+    drafts = with_clients(std::move(drafts));
+    check_keys(drafts, file);
+  }
   for (Draft& d : drafts) config.conns.push_back(std::move(d.conn));
   return config;
 }
@@ -44,7 +50,10 @@ Config load_config(const std::filesystem::path& file) {
 std::filesystem::path state_file(const Conn& conn, const Globals& globals) {
   std::filesystem::path file = conn.keys;
   file.replace_extension(".state");
-  return globals.state_dir ? *globals.state_dir / file.filename() : file;
+  if (!globals.state_dir) return file;
+  // Clients of two conns may have the same address.
+  if (conn.is_client) return *globals.state_dir / file.parent_path().filename() / file.filename();
+  return *globals.state_dir / file.filename();
 }
 
 }  // namespace espalier::tools

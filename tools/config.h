@@ -56,6 +56,10 @@ struct Conn {
   std::uint32_t tfc = 0;        // as SaSpec::tfc_padding
   std::uint16_t mss_clamp = 0;  // as SaSpec::mss_clamp
   std::filesystem::path keys;  // absolute; empty without SAs
+  // rightaddresspool or leftaddresspool: one peer for each key file of the folder `keys`, each at
+  // an unknown place and with an address of the pool inside. load_config() makes a conn of each.
+  std::optional<Subnet> pool;
+  bool is_client = false;  // made so: its name is CONN/ADDRESS
   auto operator<=>(const Conn&) const = default;
 };
 
@@ -78,6 +82,8 @@ struct Globals {
 struct Config {
   Globals globals;
   std::vector<Conn> conns;  // without those that say auto=ignore
+  // FILE:LINE: what was read and means nothing here yet: options of IKE.
+  std::vector<std::string> remarks;
 };
 
 // Reads and validates; key files are checked too (present, mode, lengths), but no state file is

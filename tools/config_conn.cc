@@ -103,17 +103,26 @@ void set_type(Draft& d, const std::string& v, const Folder&) {
                                           : dataplane::PolicyAction::discard;
 }
 
+// What libreswan can switch on and is not here.
+void only_no(Draft&, const std::string& v, const Folder&) {
+  if (parse_yes_no(v)) throw std::invalid_argument("'yes' is not possible here; write no");
+}
+
 void set_priority(Draft& d, const std::string& v, const Folder&) {
   d.conn.priority = parse_number(v, 0, 0xffffffff);
 }
 
-constexpr std::array<ConnOption, 43> kConnOptions = {{
+constexpr std::array<ConnOption, 49> kConnOptions = {{
     {"left", "left", "address of one gateway, %any or %defaultroute", set_left},
     {"right", "right", "address of the other gateway, %any or %defaultroute", set_right},
     {"leftsubnet", "leftsubnet", "prefixes behind left", set_leftsubnet},
     {"leftsubnets", "leftsubnet", "the same", set_leftsubnet},
     {"rightsubnet", "rightsubnet", "prefixes behind right", set_rightsubnet},
     {"rightsubnets", "rightsubnet", "the same", set_rightsubnet},
+    {"leftaddresspool", "leftaddresspool", "inner addresses of clients, when left is %any",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.pool = parse_subnet(v); }},
+    {"rightaddresspool", "rightaddresspool", "inner addresses of clients, when right is %any",
+     [](Draft& d, const std::string& v, const Folder&) { d.conn.pool = parse_subnet(v); }},
     {"leftprotoport", "leftprotoport", "PROTOCOL[/PORT[-PORT]] at left",
      [](Draft& d, const std::string& v, const Folder&) {
        d.conn.leftprotoport = parse_protoport(v);
@@ -200,6 +209,14 @@ constexpr std::array<ConnOption, 43> kConnOptions = {{
      [](Draft& d, const std::string& v, const Folder&) { set_mss_clamp(d.conn, v); }},
     {"keys", "keys", "key file", set_keys},
     {"auto", "auto", "start, add or ignore", set_auto},
+    {"phase2", "phase2", "esp",
+     [](Draft&, const std::string& v, const Folder&) {
+       constexpr std::array<std::string_view, 1> kWords = {"esp"};
+       static_cast<void>(parse_word(v, kWords));
+     }},
+    {"compress", "compress", "no", only_no},
+    {"sha2-truncbug", "sha2-truncbug", "no: RFC 4868", only_no},
+    {"nic-offload", "nic-offload", "no", only_no},
     {"type", "type", "tunnel, passthrough, drop or reject", set_type},
 }};
 
@@ -298,6 +315,26 @@ void note_line(Lines& lines, std::string_view canonical, const Setting& s,
                "); write it once");
 }
 
+// The pool is what is behind the end that is %any.
+void take_pool(Draft& draft, const std::filesystem::path& file) {
+  Conn& c = draft.conn;
+  if (!c.pool) return;
+  const bool left = draft.has("leftaddresspool");
+  const std::string end = left ? "left" : "right", option = end + "addresspool";
+  const unsigned line = draft.line_of(option);
+  if (left && draft.has("rightaddresspool"))
+    refuse(file, line, "leftaddresspool and rightaddresspool in one conn; write one of them");
+  if ((left ? c.left : c.right).family != ifaces::Family::none ||
+      (left ? c.left_is_default_route : c.right_is_default_route))
+    refuse(file, line,
+           option + " is for clients, and " + end + " is one host; write " + end + "=%any, or " +
+               end + "subnet=PREFIX for the one");
+  if (draft.has(end + "subnet"))
+    refuse(file, draft.line_of(end + "subnet"),
+           end + "subnet and " + option + " in one conn; write " + option + " only");
+  (left ? c.leftsubnet : c.rightsubnet) = {*c.pool};
+}
+
 }  // namespace
 
 std::span<const OptionName> global_options() {
@@ -344,6 +381,7 @@ Draft read_conn(const Section& section, const std::filesystem::path& file, const
     }
     set_or_refuse(s, file, [&] { option->set(draft, s.value, folder); });
   }
+  take_pool(draft, file);
   check_conn(draft, file);
   return draft;
 }

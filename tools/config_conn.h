@@ -41,6 +41,9 @@ void check_conn(const Draft& draft, const std::filesystem::path& file);
 // What two conns of one file must not both claim. Throws ConfigError.
 void check_together(const std::vector<Draft>& drafts, const Globals& globals,
                     const std::filesystem::path& file);
+// Puts the clients of a conn with a pool in its place: one for each ADDRESS.keys in its folder.
+// Throws ConfigError.
+[[nodiscard]] std::vector<Draft> with_clients(std::vector<Draft> drafts);
 // The same for what is in their key files.
 void check_keys(const std::vector<Draft>& drafts, const std::filesystem::path& file);
 

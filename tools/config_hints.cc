@@ -9,7 +9,7 @@ namespace espalier::tools {
 namespace {
 
 // Names that IKE alone uses: authentication, proposals, life times, peer detection.
-constexpr std::array<std::string_view, 62> kIkeOptions = {
+constexpr std::array<std::string_view, 61> kIkeOptions = {
     "authby",
     "leftauth",
     "rightauth",
@@ -45,10 +45,12 @@ constexpr std::array<std::string_view, 62> kIkeOptions = {
     "dpdtimeout",
     "dpdaction",
     "pfs",
-    "phase2",
     "aggressive",
     "aggrmode",
     "fragmentation",
+    "leftusername",
+    "rightusername",
+    "esp-hw-offload",
     "initial-contact",
     "narrowing",
     "mobike",
@@ -56,15 +58,12 @@ constexpr std::array<std::string_view, 62> kIkeOptions = {
     "connaddrfamily",
     "negotiationshunt",
     "failureshunt",
-    "sha2-truncbug",
     "leftmodecfgclient",
     "rightmodecfgclient",
     "leftxauthclient",
     "rightxauthserver",
     "modecfgpull",
     "xauthby",
-    "rightaddresspool",
-    "leftaddresspool",
     "secret",
     "proposals",
     "dpd_delay",
@@ -108,9 +107,9 @@ constexpr std::array<Hint, 24> kHints = {{
     {"rightupdown", "remove the line: the daemon makes devices and routes itself"},
     {"leftnexthop", "remove the line: the routes of this host decide"},
     {"rightnexthop", "remove the line: the routes of this host decide"},
-    {"compress", "remove the line: packets are not compressed"},
     {"also", "remove the line, and write the options in each [conn NAME]"},
     {"include", "write everything in one file"},
+    {"ipsec-offload", "remove the line: no network card takes part"},
 }};
 
 template <std::size_t N>
@@ -127,27 +126,23 @@ std::optional<std::string> hint_for_option(std::string_view name) {
     return "there is no option " + in_quotes(name) + "; " + std::string(hint->text);
   if (has(kIkeOptions, name))
     return std::string(name) +
-           " is an option of IKE, and static keys have no IKE; remove the line (the keys come from "
-           "keys=FILE)";
+           " is an option of IKE and belongs to a conn; write [conn NAME] above it";
   if (has(kSetupOptions, name))
     return std::string(name) + " is an option of an IKE daemon's 'config setup'; remove the line";
   return std::nullopt;
 }
 
+bool is_ike_option(std::string_view name) {
+  return has(kIkeOptions, name);
+}
+bool is_setup_option(std::string_view name) {
+  return has(kSetupOptions, name);
+}
+
 std::optional<std::string> hint_for_line(std::string_view line) {
   const auto space = line.find_first_of(" \t");
   const std::string_view word = line.substr(0, space);
-  if (word == "conn") {
-    const auto name = space == std::string_view::npos ? std::string_view::npos
-                                                      : line.find_first_not_of(" \t", space);
-    return in_quotes(line) + " is no section; write [conn " +
-           (name == std::string_view::npos ? "NAME" : std::string(line.substr(name))) + "]";
-  }
-  if (word == "config")
-    return "there is no 'config setup'; remove the line (global options stand above the first "
-           "[conn NAME])";
   if (word == "include") return "files cannot be included; write everything in one file";
-  if (word == "version") return "there is no 'version' line; remove it";
   return std::nullopt;
 }
 

@@ -97,12 +97,29 @@ class Reader {
       read_line(text.substr(0, end));
       text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
     }
+    for (std::size_t i = 1; i < sections_.size(); ++i) add_defaults(sections_[i]);
     return std::move(sections_);
   }
 
  private:
+  // What kind of section the lines belong to.
+  enum class In : std::uint8_t { globals, conn, defaults, setup };
+
+  // A conn's own setting comes before that of %default.
+  void add_defaults(Section& section) const {
+    const std::size_t own = section.settings.size();
+    for (const Setting& s : defaults_.settings)
+      if (std::none_of(section.settings.begin(),
+                       section.settings.begin() + static_cast<std::ptrdiff_t>(own),
+                       [&s](const Setting& mine) { return mine.name == s.name; }))
+        section.settings.push_back(s);
+    section.ignored.insert(section.ignored.end(), defaults_.ignored.begin(),
+                           defaults_.ignored.end());
+  }
+
   [[noreturn]] void fail(const std::string& text) const { refuse(file_, line_, text); }
-  [[nodiscard]] bool in_conn() const { return sections_.size() > 1; }
+  [[nodiscard]] bool in_conn() const { return in_ == In::conn || in_ == In::defaults; }
+  [[nodiscard]] Section& section() { return in_ == In::defaults ? defaults_ : sections_.back(); }
 
   void read_line(std::string_view whole) {
     const std::string_view line = trim(whole.substr(0, whole.find('#')));
@@ -110,8 +127,15 @@ class Reader {
     if (!printable_ascii(line))
       fail(in_quotes(line) +
            " has bytes that are not printable ASCII; write them in a comment only");
+    const std::string_view word = line.substr(0, line.find_first_of(kSpace));
+    const bool setting = line.find('=') != std::string_view::npos;
     if (line.front() == '[') {
-      read_header(line);
+      if (line.back() != ']') fail(in_quotes(line) + " has no closing bracket; write [conn NAME]");
+      read_header(trim(line.substr(1, line.size() - 2)), line);
+    } else if (!setting && (word == "conn" || word == "config")) {
+      read_header(line, line);
+    } else if (!setting && word == "version" && sections_.size() == 1) {
+      return;  // ipsec.conf's first line
     } else if (line.find('=') == std::string_view::npos) {
       fail(hint_for_line(line).value_or(in_quotes(line) +
                                         " is no setting; write NAME = VALUE, or [conn NAME]"));
@@ -120,24 +144,31 @@ class Reader {
     }
   }
 
-  void read_header(std::string_view line) {
-    if (line.back() != ']') fail(in_quotes(line) + " has no closing bracket; write [conn NAME]");
-    const std::string_view inside = trim(line.substr(1, line.size() - 2));
+  // `inside`: "conn NAME" or "config setup".
+  void read_header(std::string_view inside, std::string_view line) {
     const auto space = inside.find_first_of(kSpace);
-    if (inside.substr(0, space) != "conn")
-      fail(in_quotes(line) +
-           " is no section; write [conn NAME], and global options above the first");
+    const std::string_view kind = inside.substr(0, space);
     const std::string_view name =
         space == std::string_view::npos ? std::string_view() : trim(inside.substr(space));
-    if (name == "%default")
-      fail("there is no section of defaults; write the options in each [conn NAME]");
+    if (kind == "config" && name == "setup") {
+      in_ = In::setup;
+      return;
+    }
+    if (kind != "conn")
+      fail(in_quotes(line) +
+           " is no section; write [conn NAME], and global options above the first");
+    if (name == "%default") {
+      in_ = In::defaults;
+      return;
+    }
     if (!good_conn_name(name))
       fail(in_quotes(name) +
            " is no name for a conn; write 1 to 64 letters, digits, '-', '_' or '.', the first a "
            "letter or digit");
     if (!seen_.insert(std::string(name)).second)
       fail("a second [conn " + std::string(name) + "]; write another name");
-    sections_.push_back({std::string(name), line_, {}});
+    in_ = In::conn;
+    sections_.push_back({std::string(name), line_, {}, {}});
   }
 
   void read_setting(const std::string& line) {
@@ -153,12 +184,17 @@ class Reader {
       fail(in_quotes(line) + " is no setting; write NAME = VALUE");
     }
     if (option.string_key.empty()) fail("there is no name before '='; write NAME = VALUE");
-    if (option.unregistered) unknown(option.string_key);
+    if (in_ == In::setup) return;  // how an IKE daemon runs
+    if (option.unregistered) {
+      if (!in_conn() || !is_ike_option(option.string_key)) unknown(option.string_key);
+      section().ignored.push_back({option.string_key, {}, line_});  // its value may be a secret
+      return;
+    }
     std::string value = option.value.front();
     if (value.size() >= 2 && value.front() == '"' && value.back() == '"')
       value = value.substr(1, value.size() - 2);
     if (value.empty()) fail(option.string_key + " has no value; write one, or remove the line");
-    sections_.back().settings.push_back({option.string_key, std::move(value), line_});
+    section().settings.push_back({option.string_key, std::move(value), line_});
   }
 
   [[noreturn]] void unknown(const std::string& name) const {
@@ -182,6 +218,8 @@ class Reader {
   std::vector<Section> sections_;
   std::set<std::string> seen_;
   unsigned line_ = 0;
+  In in_ = In::globals;
+  Section defaults_;
 };
 
 }  // namespace

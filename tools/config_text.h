@@ -20,6 +20,7 @@ struct Section {
   std::string name;  // of the conn; empty: the global options
   unsigned line = 0;
   std::vector<Setting> settings;
+  std::vector<Setting> ignored;  // options of IKE alone
 };
 
 // An option that a section may have, for Boost's options_description.
@@ -28,6 +29,9 @@ struct OptionName {
   std::string_view help;
 };
 
+// libreswan's form is read as well: `conn NAME` for [conn NAME], a section %default whose settings
+// hold where a conn has none of its own, `config setup`, which is left out, and the options of IKE.
+//
 // Section 0 holds the global options. Throws ConfigError: a line that is neither NAME = VALUE nor a
 // section, an unknown option, a second conn of one name.
 [[nodiscard]] std::vector<Section> read_sections(std::string_view text,

@@ -8,6 +8,8 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <set>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -111,6 +113,10 @@ Daemon::Daemon(DaemonOptions options, Log& log)
     slot.running = make(conn, globals, std::move(prepared.at(conn.name)), started_ + kPatience);
     log_up(*slot.running);
   }
+  log_clients();
+  if (!config_.remarks.empty())
+    log_.info(std::to_string(config_.remarks.size()) +
+              " options of IKE ignored: there is no IKE yet (`espalier check` names them)");
   look_at_ = keepalive_at_ = watch_at_ = Clock::now();
 }
 
@@ -138,8 +144,23 @@ void Daemon::log_start() const {
 
 void Daemon::log_up(const RunningConn& conn) {
   const std::string& name = conn.identity().conn.name;
-  log_.info("conn " + name + " up: " + conn.summary());
+  const std::string text = "conn " + name + " up: " + conn.summary();
+  // Thousands of clients: log_clients() says how many.
+  if (conn.identity().conn.is_client)
+    log_.debug(text);
+  else
+    log_.info(text);
   api_->publish({{"event", "conn-up"}, {"conn", name}});
+}
+
+void Daemon::log_clients() const {
+  std::map<std::string, std::size_t> up;
+  for (const auto& [name, slot] : conns_)
+    if (slot.running && slot.running->identity().conn.is_client)
+      ++up[name.substr(0, name.find('/'))];
+  for (const auto& [name, count] : up)
+    log_.info("conn " + name + " up: " + std::to_string(count) +
+              (count == 1 ? " client" : " clients"));
 }
 
 Daemon::Prepared Daemon::prepare_all(const Config& config) {
@@ -191,10 +212,9 @@ void Daemon::reload() noexcept {
   } catch (const std::exception& e) {
     log_.error(std::string("not reloaded, everything runs on as before: ") + e.what());
   }
-  std::erase_if(conns_, [this](const auto& entry) {
-    return std::none_of(config_.conns.begin(), config_.conns.end(),
-                        [&](const Conn& conn) { return conn.name == entry.first; });
-  });
+  std::set<std::string_view> names;
+  for (const Conn& conn : config_.conns) names.insert(conn.name);
+  std::erase_if(conns_, [&names](const auto& entry) { return !names.contains(entry.first); });
 }
 
 void Daemon::take_over(Config next, Prepared prepared) {
@@ -231,6 +251,7 @@ void Daemon::take_over(Config next, Prepared prepared) {
     start(conn, std::move(found->second), std::move(holds[conn.name]),
           old == before.end() ? nullptr : &old->second, until);
   }
+  log_clients();
   log_.info("reloaded " + options_.config.string() + ": " + std::to_string(untouched) +
             " unchanged, " + std::to_string(prepared.size()) + " new or changed");
 }

@@ -94,6 +94,7 @@ class Daemon {
   nlohmann::json conn_up(const nlohmann::json& request);
   nlohmann::json conn_down(const nlohmann::json& request);
   void log_up(const RunningConn& conn);
+  void log_clients() const;
 
   // Without its socket the daemon runs all the same: only `espalier exec` needs it.
   void open_xfrm();

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/program_options.hpp>
 #include <csignal>
@@ -81,9 +82,12 @@ std::optional<DaemonOptions> parse(const std::vector<std::string>& words) {
   return out;
 }
 
-void raise_to_hard(int resource) {
+// To the hard limit, and root to `wanted` beyond it.
+void raise_limit(int resource, rlim_t wanted) {
   rlimit limit{};
   if (::getrlimit(static_cast<__rlimit_resource>(resource), &limit) != 0) return;
+  const rlimit more{std::max(limit.rlim_max, wanted), std::max(limit.rlim_max, wanted)};
+  if (::setrlimit(static_cast<__rlimit_resource>(resource), &more) == 0) return;
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(static_cast<__rlimit_resource>(resource), &limit);
 }
@@ -102,8 +106,9 @@ void harden() {
   // A reader of the log that went away is no reason to stop.
   std::signal(SIGPIPE, SIG_IGN);
   // A queue of each device and a socket of each end point for each worker; rings and keys.
-  raise_to_hard(RLIMIT_NOFILE);
-  raise_to_hard(RLIMIT_MEMLOCK);
+  // Two more for the state of each client of a conn with a pool.
+  raise_limit(RLIMIT_NOFILE, 65536);
+  raise_limit(RLIMIT_MEMLOCK, 0);
 }
 
 int run(const std::vector<std::string>& words, Log& log) {

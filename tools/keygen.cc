@@ -6,8 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
+#include <set>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -50,6 +53,8 @@ std::string config_for(const KeygenRequest& r, Side reader) {
   };
   put("left", end_for(reader, Side::left, r.left));
   put("right", end_for(reader, Side::right, r.right));
+  put_if("leftaddresspool", r.leftaddresspool);
+  put_if("rightaddresspool", r.rightaddresspool);
   put_if("leftsubnet", r.leftsubnet);
   put_if("rightsubnet", r.rightsubnet);
   put_if("mark", r.mark);
@@ -59,7 +64,7 @@ std::string config_for(const KeygenRequest& r, Side reader) {
   put_if("rightvti", r.rightvti);
   put_if("encapsulation", r.encapsulation);
   put("esp", r.esp);
-  put("keys", r.conn + ".keys");
+  put("keys", r.conn + (r.leftaddresspool || r.rightaddresspool ? ".clients" : ".keys"));
   return text;
 }
 
@@ -68,7 +73,7 @@ void check_lines(const KeygenRequest& r) {
   for (const std::optional<std::string>& value :
        {std::optional(r.conn), std::optional(r.left), std::optional(r.right), r.leftsubnet,
         r.rightsubnet, r.mark, r.vti_interface, r.vti_routing, r.leftvti, r.rightvti,
-        r.encapsulation, std::optional(r.esp)})
+        r.encapsulation, r.leftaddresspool, r.rightaddresspool, std::optional(r.esp)})
     if (value && value->find_first_of("\n\r#") != std::string::npos)
       throw ConfigError("a value has a line break or '#' in it; write it without");
 }
@@ -163,6 +168,95 @@ path first_missing(const path& folder) {
   return missing;
 }
 
+// ---------------------------------------------------------------------------------- clients
+
+// The addresses of a pool that clients may have: those of hosts, and not the server's own.
+std::vector<ifaces::IpAddress> free_addresses(const Subnet& pool, const Conn& server,
+                                              unsigned wanted) {
+  const dataplane::AddressRange range = pool.addresses();
+  // RFC 919: of an IPv4 prefix, the first address and the last are no host's.
+  const bool edges = !pool.range && pool.family() == ifaces::Family::v4 && pool.prefix.length < 31;
+  const std::uint32_t total = count(range);
+  std::vector<ifaces::IpAddress> out;
+  for (std::uint32_t i = edges ? 1 : 0; i + (edges ? 1 : 0) < total && out.size() < wanted; ++i) {
+    const ifaces::IpAddress address = nth(range, i);
+    const auto is_own = [&address](const ifaces::Prefix& p) { return p.address == address; };
+    if (std::none_of(server.leftvti.begin(), server.leftvti.end(), is_own) &&
+        std::none_of(server.rightvti.begin(), server.rightvti.end(), is_own))
+      out.push_back(address);
+  }
+  if (out.size() < wanted)
+    throw ConfigError("the pool " + pool.str() + " has addresses for " +
+                      std::to_string(out.size()) +
+                      " clients; write a larger one, or fewer clients");
+  return out;
+}
+
+// What one client's configuration says; `side` is the clients' end.
+KeygenRequest request_of(const KeygenRequest& r, Side side, const Subnet& pool,
+                         const ifaces::IpAddress& address) {
+  KeygenRequest out = r;
+  out.leftaddresspool.reset();
+  out.rightaddresspool.reset();
+  const bool left = side == Side::left;
+  (left ? out.leftsubnet : out.rightsubnet) = address.str();
+  // With the length of the pool, so that the other clients are found through the tunnel.
+  if (r.vti_interface)
+    (left ? out.leftvti : out.rightvti) = address.str() + "/" + std::to_string(pool.prefix.length);
+  (left ? out.rightvti : out.leftvti).reset();
+  return out;
+}
+
+// A client that reaches everything through the tunnel makes its routes by hand.
+std::string client_text(KeygenRequest& request, Side side) {
+  try {
+    static_cast<void>(check_text(config_for(request, side), side));
+  } catch (const ConfigError&) {
+    request.vti_routing = "no";
+    static_cast<void>(check_text(config_for(request, side), side));
+  }
+  return config_for(request, side);
+}
+
+void write_keys(const path& folder, const std::string& name, const std::string& comment,
+                const StaticKeys& keys) {
+  const SecretBytes text = render_keys(keys, comment);
+  write_new(folder / (name + ".keys"),
+            {reinterpret_cast<const char*>(text.bytes().data()), text.size()}, S_IRUSR | S_IWUSR);
+  SequenceState::create(folder / (name + ".state"), fingerprint_of(keys));
+}
+
+void make_folder(const path& folder) {
+  if (::mkdir(folder.c_str(), S_IRWXU) != 0) throw_errno("mkdir", folder);
+}
+
+// Everything below `work`; what is there in the end is moved to its place by the caller.
+void write_clients(const path& work, const KeygenRequest& request, const Conn& server, Side side) {
+  const Side other = side == Side::left ? Side::right : Side::left;
+  const path home = work / side_name(other), folder = home / (request.conn + ".clients");
+  make_folder(home);
+  make_folder(folder);
+  make_folder(work / "clients");
+  write_new(home / "espalier.conf", config_for(request, other),
+            S_IRUSR | S_IWUSR | S_IRGRP | S_IROTH);
+  std::set<dataplane::Spi> spis;
+  for (const ifaces::IpAddress& address : free_addresses(*server.pool, server, request.clients)) {
+    KeygenRequest client = request_of(request, side, *server.pool, address);
+    const path own = work / "clients" / address.str();
+    make_folder(own);
+    write_new(own / "espalier.conf", client_text(client, side),
+              S_IRUSR | S_IWUSR | S_IRGRP | S_IROTH);
+    StaticKeys keys = random_keys(server.esp);
+    // At the server's one address every client needs an SPI of its own.
+    while (!spis.insert(keys.spi_in).second) keys.spi_in = random_spi();
+    const std::string comment = "# Made by `espalier keygen`: conn " + request.conn + ", client " +
+                                address.str() + ", for ";
+    write_keys(folder, address.str(), comment + "the server and for no other machine.\n", keys);
+    mirror(keys);
+    write_keys(own, request.conn, comment + "the client and for no other machine.\n", keys);
+  }
+}
+
 }  // namespace
 
 std::vector<path> keygen(const KeygenRequest& request) {
@@ -170,12 +264,21 @@ std::vector<path> keygen(const KeygenRequest& request) {
   check_lines(request);
   if (request.left.starts_with('%') && request.right.starts_with('%'))
     throw ConfigError("neither left nor right is an address; write one that the other can find");
-  const Conn conn = check_text(config_for(request, Side::left), Side::left);
-  static_cast<void>(check_text(config_for(request, Side::right), Side::right));
+  const bool pool = request.leftaddresspool || request.rightaddresspool;
+  const Side clients = request.leftaddresspool ? Side::left : Side::right;
+  if (pool != (request.clients > 0))
+    throw ConfigError(
+        "clients need a pool of addresses, and a pool clients; write both "
+        "rightaddresspool and clients");
+  const Side reader = pool && clients == Side::left ? Side::right : Side::left;
+  const Conn conn = check_text(config_for(request, reader), reader);
+  if (!pool) static_cast<void>(check_text(config_for(request, Side::right), Side::right));
   if (request.out.empty()) throw ConfigError("no folder for the result; write one");
-  for (const Side side : {Side::left, Side::right})
-    if (std::filesystem::exists(std::filesystem::symlink_status(request.out / side_name(side))))
-      throw ConfigError((request.out / side_name(side)).string() +
+  const std::array<std::string, 2> folders = {pool && clients == Side::left ? "clients" : "left",
+                                              pool && clients == Side::right ? "clients" : "right"};
+  for (const std::string& folder : folders)
+    if (std::filesystem::exists(std::filesystem::symlink_status(request.out / folder)))
+      throw ConfigError((request.out / folder).string() +
                         " exists and is not overwritten; write another folder");
 
   // Made under a name of its own and moved when complete. The order of clean-up is the reverse.
@@ -186,17 +289,25 @@ std::vector<path> keygen(const KeygenRequest& request) {
   if (::mkdtemp(work.data()) == nullptr) throw_errno("mkdtemp", work);
   cleanup.add(work);
 
-  StaticKeys keys = random_keys(conn.esp);
-  for (const Side side : {Side::left, Side::right}) {
-    write_side(path(work) / side_name(side), request, side, keys);
-    mirror(keys);
+  if (pool) {
+    write_clients(work, request, conn, clients);
+  } else {
+    StaticKeys keys = random_keys(conn.esp);
+    for (const Side side : {Side::left, Side::right}) {
+      write_side(path(work) / side_name(side), request, side, keys);
+      mirror(keys);
+    }
   }
   std::vector<path> files;
-  for (const Side side : {Side::left, Side::right}) {
-    const path from = path(work) / side_name(side), to = request.out / side_name(side);
+  for (const std::string& folder : folders) {
+    const path from = path(work) / folder, to = request.out / folder;
     if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) != 0)
       throw_errno("rename", to);
     cleanup.add(to);
+    if (pool) {
+      files.push_back(to);
+      continue;
+    }
     for (const char* extension : {"", ".keys", ".state"})
       files.push_back(to / (*extension == '\0' ? "espalier.conf" : request.conn + extension));
   }

@@ -132,19 +132,21 @@ std::string vti_line(const json& vti) {
 }
 
 std::string vti_counters(const json& vti) {
-  const auto row = [&](const char* packets, const char* bytes, const std::string& loops,
-                       const std::string& no_route) {
+  const auto row = [&](const char* packets, const char* bytes, const std::string& errors,
+                       const std::string& loops, const std::string& no_route) {
     std::array<char, 128> text{};
     std::snprintf(text.data(), text.size(), "    %-10s %-12s %-6s %-8s %-8s %s\n",
-                  text_of(vti, packets).c_str(), text_of(vti, bytes).c_str(), "0", loops.c_str(),
-                  no_route.c_str(), "0");
+                  text_of(vti, packets).c_str(), text_of(vti, bytes).c_str(), errors.c_str(),
+                  loops.c_str(), no_route.c_str(), "0");
     return std::string(text.data());
   };
   // A packet without policy or SA is what a kernel VTI counts as a carrier error.
   return "RX: Packets    Bytes        Errors CsumErrs OutOfSeq Mcasts\n" +
-         row("rx_packets", "rx_bytes", "0", "0") +
+         row("rx_packets", "rx_bytes", text_of(vti, "rx_errors"), "0", "0") +
          "TX: Packets    Bytes        Errors DeadLoop NoRoute  NoBufs\n" +
-         row("tx_packets", "tx_bytes", text_of(vti, "tx_loops"), text_of(vti, "tx_no_sa"));
+         row("tx_packets", "tx_bytes",
+             std::to_string(count_of(vti, "tx_no_sa") + count_of(vti, "tx_loops")),
+             text_of(vti, "tx_loops"), text_of(vti, "tx_no_sa"));
 }
 
 std::string event_line(const json& event) {

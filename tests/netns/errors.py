@@ -48,9 +48,8 @@ def second(old, new):
 # What is wrong, the file, the line to be named (None: it has none), a word of the message.
 TEXTS = (
     ("a misspelt option", changed(7, "vti-interfce = vti01"), 7, "vti-interface"),
-    ("an option of IKE", changed(8, "authby = rsasigkey"), 8, "authby"),
     ("a line that says nothing", changed(8, "hello"), 8, "NAME = VALUE"),
-    ("libreswan's section", changed(1, "conn one"), 1, "[conn one]"),
+    ("strongSwan's section", changed(1, "connections {"), 1, "[conn NAME]"),
     ("bytes that are no text", changed(8, "leftvti = \x1b[31m"), 8, "ASCII"),
     ("an address that is none", changed(2, "left = 192.168.1.300"), 2, "address"),
     ("a name for an address", changed(3, "right = vpn.example.net"), 3, "address"),

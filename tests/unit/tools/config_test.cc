@@ -185,6 +185,55 @@ TEST(Config, SharedDeviceOfTwoGateways) {
   EXPECT_TRUE(config.conns[1].vti_shared);
 }
 
+// The files of the documents that brought people here, with one line more: keys.
+TEST(Config, ReadsLibreswansOwnForm) {
+  const Config config = parse(
+      "version 2.0\n"
+      "config setup\n"
+      "        protostack=netkey\n"
+      "        nat_traversal=yes\n"
+      "        plutodebug=control\n"
+      "conn %default\n"
+      "    keyingtries=1\n"
+      "    esn=no\n"
+      "    replay-window=128\n"
+      "conn tunnel1\n"
+      "    left=10.0.149.110\n"
+      "    right=10.0.149.111\n"
+      "    leftsubnet=0.0.0.0/0\n"
+      "    rightsubnet=0.0.0.0/0\n"
+      "    auto=start\n"
+      "    authby=secret\n"
+      "    ikev2=no\n"
+      "    ike=aes256-sha512;modp4096\n"
+      "    phase2=esp\n"
+      "    dpddelay=30\n"
+      "    dpdtimeout=120\n"
+      "    replay-window=256\n"
+      "    mark=5/0xffffffff\n"
+      "    vti-interface=vti02\n"
+      "    vti-routing=no\n"
+      "    leftvti=192.168.10.3/24\n"
+      "    keys=tunnel1.keys\n");
+  ASSERT_EQ(config.conns.size(), 1U);
+  const Conn& c = config.conns.front();
+  EXPECT_EQ(c.name, "tunnel1");
+  EXPECT_EQ(c.vti_interface, "vti02");
+  EXPECT_FALSE(c.esn);               // of %default
+  EXPECT_EQ(c.replay_window, 256U);  // its own
+  ASSERT_EQ(config.remarks.size(), 6U);
+  EXPECT_THAT(config.remarks.front(), StartsWith("/etc/t.conf:16: authby is an option of IKE"));
+}
+
+TEST(Config, RoadWarriorsOfTheWiki) {
+  const Conn c = conn_of(
+      "left=1.2.3.4\nleftsubnet=0.0.0.0/0\nright=%any\nrightaddresspool=10.0.1.0/24\n"
+      "authby=rsasig\nleftcert=mycert\nleftid=%fromcert\nauto=add\nrekey=no\n"
+      "mark=12/0xffffff\nvti-interface=vti02\nvti-routing=yes\nkeys=clients\n");
+  EXPECT_THAT(c.rightsubnet, ElementsAre(prefix("10.0.1.0/24")));
+  EXPECT_EQ(c.pool->str(), "10.0.1.0/24");
+}
+
 // type=passthrough, drop and reject: policies without a tunnel.
 TEST(Config, ConnsThatOnlySayWhatIsNotProtected) {
   const std::string subnets = "leftsubnet=10.1.0.0/16\nrightsubnet=10.2.0.0/16\n";
@@ -246,10 +295,7 @@ std::string two(std::string_view a, std::string_view b) {
 INSTANTIATE_TEST_SUITE_P(
     Lines, ConfigRefuses,
     ::testing::Values(
-        Refusal{"LibreswanConn", "conn west\n    left=1.2.3.4\n", 1, "conn west", "[conn west]"},
-        Refusal{"ConfigSetup", "config setup\n  protostack=netkey\n", 1, "config setup", "remove"},
         Refusal{"Include", "include /etc/ipsec.d/*.conf\n", 1, "included", "one file"},
-        Refusal{"Version", "version 2.0\n", 1, "version", "remove"},
         Refusal{"SetupOption", "protostack=netkey\n", 1, "protostack", "remove the line"},
         Refusal{"NoEquals", with("esn yes"), 5, "'esn yes'", "NAME = VALUE"},
         Refusal{"NoValue", with("esn ="), 5, "esn has no value", "write one"},
@@ -258,12 +304,13 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"OtherSection", "[connection a]\n", 1, "no section", "[conn NAME]"},
         Refusal{"Unnamed", "[conn]\n", 1, "no name", "letters"},
         Refusal{"BadName", "[conn ../../etc]\n", 1, "no name", "letters"},
-        Refusal{"Default", "[conn %default]\n", 1, "defaults", "each [conn NAME]"},
         Refusal{"Typo", with("leftsubent=10.0.0.0/8"), 5, "'leftsubent'", "write leftsubnet"},
         Refusal{"TypoVti", with("vti-inteface=x"), 5, "unknown", "write vti-interface"},
         Refusal{"Unknown", with("colour=blue"), 5, "unknown option 'colour'", "remove"},
-        Refusal{"Authby", with("authby=rsasigkey"), 5, "IKE", "remove the line"},
-        Refusal{"Ike", with("ike=aes256-sha1;modp2048"), 5, "IKE", "remove the line"},
+        Refusal{"IkeAboveConns", "authby=secret\n", 1, "IKE", "[conn NAME] above"},
+        Refusal{"Compress", with("compress=yes"), 5, "'yes'", "write no"},
+        Refusal{"Ah", with("phase2=ah"), 5, "'ah'", "esp"},
+        Refusal{"PoolOfOneHost", with("rightaddresspool=10.0.1.0/24"), 5, "one host", "right=%any"},
         Refusal{"Swanctl", with("remote_ts = 10.0.0.0/8"), 5, "'remote_ts'", "rightsubnet=PREFIX"},
         Refusal{"GlobalInConn", with("workers=2"), 5, "global", "above the first"},
         Refusal{"ConnInGlobal", "left=1.2.3.4\n", 1, "left belongs to a conn", "[conn NAME]"},
@@ -508,6 +555,45 @@ class ConfigKeys : public ::testing::Test {
 
 TEST_F(ConfigKeys, WhatKeygenMakesIsAccepted) {
   EXPECT_EQ(load(conns("b/left/b.keys")), "");
+}
+
+TEST_F(ConfigKeys, AConnWithAPoolBecomesOneForEachClient) {
+  KeygenRequest request{"rw", "1.2.3.4", "%any"};
+  request.leftsubnet = "0.0.0.0/0";
+  request.rightaddresspool = "10.0.1.0/29";
+  request.leftvti = "10.0.1.1/29";
+  request.mark = "12/0xffffff";
+  request.vti_interface = "vti02";
+  request.clients = 3;
+  const TempFolder folder;
+  request.out = folder.path() / "out";
+  static_cast<void>(keygen(request));
+  const auto load = [&] { return load_config(request.out / "left" / "espalier.conf"); };
+  const Config config = load();
+  ASSERT_EQ(config.conns.size(), 3U);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Conn& c = config.conns[i];
+    const std::string own = "10.0.1." + std::to_string(i + 2);  // .1 is the server's
+    EXPECT_EQ(c.name, "rw/" + own);
+    EXPECT_TRUE(c.is_client);
+    EXPECT_THAT(c.rightsubnet, ElementsAre(prefix(own.c_str())));
+    const Config client = load_config(request.out / "clients" / own / "espalier.conf");
+    ASSERT_EQ(client.conns.size(), 1U);
+    EXPECT_TRUE(client.conns[0].right_is_default_route);
+    EXPECT_EQ(client.conns[0].rightvti.at(0).str(), own + "/29");
+    EXPECT_FALSE(client.conns[0].vti_routing);  // 0.0.0.0/0 covers the server
+  }
+  const auto server_keys = request.out / "left" / "rw.clients";
+  std::filesystem::rename(server_keys / "10.0.1.4.keys", server_keys / "10.0.2.4.keys");
+  EXPECT_THROW(static_cast<void>(load()), ConfigError);  // outside the pool
+  std::filesystem::rename(server_keys / "10.0.2.4.keys", server_keys / "x.keys");
+  EXPECT_THROW(static_cast<void>(load()), ConfigError);
+  std::filesystem::remove(server_keys / "x.keys");
+  EXPECT_EQ(load().conns.size(), 2U);
+  request.out = folder.path() / "few";
+  request.clients = 6;  // .2 to .6 are free
+  EXPECT_THROW(static_cast<void>(keygen(request)), ConfigError);
+  EXPECT_FALSE(std::filesystem::exists(request.out));
 }
 
 TEST_F(ConfigKeys, MissingKeyFileNamesBothFiles) {
