@@ -325,13 +325,11 @@ DeviceId Dataplane::add_device(const DeviceSpec& spec) {
   for (std::size_t w = 0; w < s.workers.size(); ++w)
     device->queues.push_back(ifaces::open_tun(spec.name, s.workers.size() > 1, s.offloads));
   s.attach(device->queues, device->ports, ifaces::PortKind::tun, {device.get(), nullptr});
-  if (spec.carrier_follows_sa) {
-    ifaces::set_carrier(device->queues.front().get(), false, spec.name);
-    device->carrier = false;
-  }
   const DeviceId id = device->id;
   s.tables.add(std::move(device));
-  s.set_carriers(false);
+  // A TUN is made with a carrier. It keeps it until the owner settles: an SA that follows at once
+  // is no change, and the kernel need not start the queue a second time.
+  s.carriers_wait = true;
   return id;
 }
 

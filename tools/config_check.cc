@@ -141,11 +141,11 @@ void check_families(const Draft& d, const std::filesystem::path& file, const std
 
 void check_subnets(const Draft& d, const std::filesystem::path& file) {
   const Conn& c = d.conn;
-  const auto unknown = [&](const char* end, bool is_any) {
-    if (is_any && !d.has(std::string(end) + "subnet"))
+  const auto unknown = [&](const std::string& end, bool is_any) {
+    if (is_any && !d.has(end + "subnet") && !d.has(end + "addresspool"))
       refuse(file, d.line_of(end),
-             std::string(end) + " is %any, so " + end + "subnet cannot be taken from it; write " +
-                 end + "subnet=PREFIX");
+             end + " is %any, so " + end + "subnet cannot be taken from it; write " + end +
+                 "subnet=PREFIX");
   };
   unknown("left", c.left.family == Family::none && !c.left_is_default_route);
   unknown("right", c.right.family == Family::none && !c.right_is_default_route);

@@ -558,7 +558,10 @@ TEST_F(ConfigKeys, WhatKeygenMakesIsAccepted) {
 }
 
 TEST_F(ConfigKeys, AConnWithAPoolBecomesOneForEachClient) {
-  KeygenRequest request{"rw", "1.2.3.4", "%any"};
+  KeygenRequest request;
+  request.conn = "rw";
+  request.left = "1.2.3.4";
+  request.right = "%any";
   request.leftsubnet = "0.0.0.0/0";
   request.rightaddresspool = "10.0.1.0/29";
   request.leftvti = "10.0.1.1/29";
