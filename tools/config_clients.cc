@@ -56,8 +56,9 @@ Draft client_of(const Draft& draft, const IpAddress& address) {
   c.keys = draft.conn.keys / (address.str() + std::string(kKeysEnding));
   c.pool.reset();
   c.is_client = true;
-  (draft.has("leftaddresspool") ? c.leftsubnet : c.rightsubnet) = {
-      Subnet(ifaces::Prefix{address, static_cast<std::uint8_t>(address.bits())})};
+  const ifaces::Prefix host{address, static_cast<std::uint8_t>(address.bits())};
+  auto& subnets = draft.has("leftaddresspool") ? c.leftsubnet : c.rightsubnet;
+  subnets.assign(1, Subnet(host));
   return out;
 }
 

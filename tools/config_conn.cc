@@ -332,7 +332,8 @@ void take_pool(Draft& draft, const std::filesystem::path& file) {
   if (draft.has(end + "subnet"))
     refuse(file, draft.line_of(end + "subnet"),
            end + "subnet and " + option + " in one conn; write " + option + " only");
-  (left ? c.leftsubnet : c.rightsubnet) = {*c.pool};
+  auto& subnets = left ? c.leftsubnet : c.rightsubnet;
+  subnets.assign(1, *c.pool);
 }
 
 }  // namespace

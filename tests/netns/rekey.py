@@ -153,7 +153,6 @@ def main():
                     f"{unit} from {here.box.name}: {sent[f'tx_{unit}']} sent, "
                     f"{got[f'rx_{unit}']} arrived; the kernel's queues lost {there.overflows()} packets"
                 )
-            assert sent["tx_no_sa"] == 0, sent
         assert rounds >= options.seconds / options.period / 2, f"{rounds} rekeys only"
         print(f"ok: {rounds} rekeys, {exchanged} round trips, {a.counters()['tx_packets']} and "
               f"{b.counters()['tx_packets']} packets, none lost")

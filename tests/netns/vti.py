@@ -191,7 +191,7 @@ def rip(options):
             end.bind(("", RIP_PORT))
             with box.entered():
                 index = socket.if_nametoindex("vti01")
-            member = struct.pack("!4s4si", socket.inet_aton(RIP_GROUP), bytes(4), index)
+            member = struct.pack("=4s4si", socket.inet_aton(RIP_GROUP), bytes(4), index)
             end.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
             end.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, member)
             ends.append((end, address))
