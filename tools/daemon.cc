@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <functional>
 #include <set>
 #include <string_view>
 #include <system_error>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "tools/exec/front.h"
+#include "tools/parallel.h"
 #include "tools/xfrm/server.h"
 
 namespace espalier::tools {
@@ -108,10 +110,18 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   add_operations();
   open_xfrm();
   log_start();
-  for (const Conn& conn : config_.conns) {
-    Slot& slot = conns_.at(conn.name);
-    slot.running = make(conn, globals, std::move(prepared.at(conn.name)), started_ + kPatience);
-    log_up(*slot.running);
+  open_clients(prepared);
+  try {
+    for (const Conn& conn : config_.conns) {
+      Slot& slot = conns_.at(conn.name);
+      PreparedConn one = std::move(prepared.at(conn.name));
+      prepared.erase(conn.name);
+      slot.running = make(conn, globals, std::move(one), started_ + kPatience);
+      log_up(*slot.running);
+    }
+  } catch (...) {
+    close_clients(prepared);
+    throw;
   }
   log_clients();
   if (!config_.remarks.empty())
@@ -120,7 +130,34 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   look_at_ = keepalive_at_ = watch_at_ = Clock::now();
 }
 
-Daemon::~Daemon() = default;
+Daemon::~Daemon() {
+  std::vector<std::function<void()>> closes;
+  for (auto& [name, slot] : conns_)
+    if (slot.running)
+      if (auto close = slot.running->stop()) closes.push_back(std::move(close));
+  in_parallel(closes.size(), [&closes](std::size_t i) { closes[i](); });
+}
+
+// Thousands of state files, each synced several times.
+void Daemon::open_clients(Prepared& prepared) const {
+  std::vector<PreparedConn*> clients;
+  for (auto& entry : prepared)
+    if (entry.second.identity.conn.is_client) clients.push_back(&entry.second);
+  try {
+    in_parallel(clients.size(), [&](std::size_t i) {
+      clients[i]->keeper = open_keeper(clients[i]->identity, log_);
+    });
+  } catch (...) {
+    close_clients(prepared);
+    throw;
+  }
+}
+
+// Gives back what those had reserved that never came up.
+void Daemon::close_clients(Prepared& prepared) {
+  for (auto& entry : prepared)
+    if (auto& keeper = entry.second.keeper) keeper->close(keeper->first(), keeper->received());
+}
 
 Config Daemon::load() const {
   Config config = options_.config.empty() ? Config() : load_config(options_.config);

@@ -95,6 +95,8 @@ class Daemon {
   nlohmann::json conn_down(const nlohmann::json& request);
   void log_up(const RunningConn& conn);
   void log_clients() const;
+  void open_clients(Prepared& prepared) const;
+  static void close_clients(Prepared& prepared);
 
   // Without its socket the daemon runs all the same: only `espalier exec` needs it.
   void open_xfrm();

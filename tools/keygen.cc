@@ -19,6 +19,7 @@
 #include "tools/compile.h"
 #include "tools/config.h"
 #include "tools/keys.h"
+#include "tools/parallel.h"
 
 namespace espalier::tools {
 namespace {
@@ -239,22 +240,27 @@ void write_clients(const path& work, const KeygenRequest& request, const Conn& s
   make_folder(work / "clients");
   write_new(home / "espalier.conf", config_for(request, other),
             S_IRUSR | S_IWUSR | S_IRGRP | S_IROTH);
-  std::set<dataplane::Spi> spis;
-  for (const ifaces::IpAddress& address : free_addresses(*server.pool, server, request.clients)) {
+  const std::vector<ifaces::IpAddress> addresses =
+      free_addresses(*server.pool, server, request.clients);
+  // At the server's one address every client needs an SPI of its own.
+  std::set<dataplane::Spi> drawn;
+  while (drawn.size() < addresses.size()) drawn.insert(random_spi());
+  const std::vector<dataplane::Spi> spis(drawn.begin(), drawn.end());
+  in_parallel(addresses.size(), [&](std::size_t i) {
+    const ifaces::IpAddress& address = addresses[i];
     KeygenRequest client = request_of(request, side, *server.pool, address);
     const path own = work / "clients" / address.str();
     make_folder(own);
     write_new(own / "espalier.conf", client_text(client, side),
               S_IRUSR | S_IWUSR | S_IRGRP | S_IROTH);
     StaticKeys keys = random_keys(server.esp);
-    // At the server's one address every client needs an SPI of its own.
-    while (!spis.insert(keys.spi_in).second) keys.spi_in = random_spi();
+    keys.spi_in = spis[i];
     const std::string comment = "# Made by `espalier keygen`: conn " + request.conn + ", client " +
                                 address.str() + ", for ";
     write_keys(folder, address.str(), comment + "the server and for no other machine.\n", keys);
     mirror(keys);
     write_keys(own, request.conn, comment + "the client and for no other machine.\n", keys);
-  }
+  });
 }
 
 }  // namespace

@@ -115,6 +115,12 @@ PreparedConn prepare(const Conn& conn, const Globals& globals, ifaces::Netlink& 
   return out;
 }
 
+std::unique_ptr<SequenceKeeper> open_keeper(const ConnIdentity& identity, const Log& log) {
+  return std::make_unique<SequenceKeeper>(
+      SequenceState(identity.state_file, kWitnessDir, identity.fingerprint), identity.conn.esn,
+      identity.conn.name, log);
+}
+
 RunningConn::RunningConn(const Site& site, PreparedConn prepared)
     : site_(site),
       identity_(std::move(prepared.identity)),
@@ -123,9 +129,10 @@ RunningConn::RunningConn(const Site& site, PreparedConn prepared)
       device_spec_(prepared.compiled.device),
       local_(prepared.compiled.sa_out.local),
       peer_(prepared.compiled.sa_out.peer) {
-  if (prepared.compiled.has_sas)
-    keeper_.emplace(SequenceState(identity_.state_file, kWitnessDir, identity_.fingerprint),
-                    identity_.conn.esn, identity_.conn.name, site.log);
+  if (prepared.keeper)
+    keeper_ = std::move(prepared.keeper);
+  else if (prepared.compiled.has_sas)
+    keeper_ = open_keeper(identity_, site.log);
   try {
     bring_up(std::move(prepared.compiled));
   } catch (...) {
@@ -175,6 +182,11 @@ void RunningConn::warn_of_strict_reverse_path() const {
 }
 
 void RunningConn::take_down() noexcept {
+  const std::function<void()> close = stop();
+  if (close) close();
+}
+
+std::function<void()> RunningConn::stop() noexcept {
   try {
     // Without its policies no packet finds the SA any more: its number is the last word.
     for (const dataplane::PolicyId policy : policies_) site_.dataplane.remove_policy(policy);
@@ -186,11 +198,15 @@ void RunningConn::take_down() noexcept {
     out_.reset();
     in_.reset();
     device_.release();
-    if (keeper_)
-      keeper_->close(out ? out->seq : keeper_->first(), in ? in->seq : keeper_->received());
+    if (!keeper_ || stopped_) return {};
+    stopped_ = true;
+    return [this, next = out ? out->seq : keeper_->first(),
+            received = in ? in->seq : keeper_->received()] { keeper_->close(next, received); };
   } catch (const std::exception& e) {
     // Numbers that were not given back stay used: wasted, never repeated.
     site_.log.error("conn " + identity_.conn.name + ": " + e.what());
+    stopped_ = true;
+    return {};
   }
 }
 

@@ -7,6 +7,8 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,7 +53,12 @@ struct PreparedConn {
   ConnIdentity identity;
   Side own{};
   Compiled compiled;
+  std::unique_ptr<SequenceKeeper> keeper;  // if it is open already
 };
+
+// Opens the conn's state file. Throws like SequenceState and SequenceKeeper.
+[[nodiscard]] std::unique_ptr<SequenceKeeper> open_keeper(const ConnIdentity& identity,
+                                                          const Log& log);
 
 // `reqid` is the conn's own, and not 0. Throws ConfigError, or std::system_error if rtnetlink
 // fails.
@@ -80,6 +87,10 @@ class RunningConn {
 
   // Reserves sequence numbers ahead of the traffic; to be called at kBusyLook while busy().
   void look(std::chrono::steady_clock::time_point now);
+
+  // Takes it down but for its state file: what is returned gives back the numbers that were not
+  // used, in any thread, while this lives.
+  [[nodiscard]] std::function<void()> stop() noexcept;
   [[nodiscard]] bool busy() const noexcept { return keeper_ && keeper_->busy(); }
 
  private:
@@ -93,11 +104,12 @@ class RunningConn {
   Side own_;
   std::uint32_t reqid_;
   dataplane::DeviceSpec device_spec_;
-  std::optional<SequenceKeeper> keeper_;  // not set: policies only
+  std::unique_ptr<SequenceKeeper> keeper_;  // null: policies only
   DeviceLease device_;
   std::vector<dataplane::PolicyId> policies_;
   std::optional<dataplane::SaId> out_, in_;
   ifaces::Endpoint local_, peer_;
+  bool stopped_ = false;
   std::chrono::steady_clock::time_point since_;
 };
 
