@@ -10,6 +10,9 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "crypto/iv_source.h"
+#include "dataplane/esp.h"
+#include "dataplane/esp_encap.h"
 #include "dataplane/expiry.h"
 #include "dataplane/paths.h"
 #include "dataplane/reporter.h"
@@ -38,9 +41,11 @@ std::string hex(Spi spi) {
   return text;
 }
 
-// The last number that may ever be used (RFC 4303 §3.3.3: it never cycles).
+// The last number that may ever be used (RFC 4303 §3.3.3: it never cycles). With ESN a batch may
+// reserve past it; the last 2^32 are the room for that.
 std::uint64_t last_seq(const SaCommon& sa) {
-  return sa.esn ? std::numeric_limits<std::uint64_t>::max() - 1 : 0xffffffff;
+  constexpr std::uint64_t kRoom = std::uint64_t{1} << 32;
+  return sa.esn ? std::numeric_limits<std::uint64_t>::max() - kRoom : 0xffffffff;
 }
 
 // A worker that ends the SA sets its limit to 0 last: whatever is in between, that stands.
@@ -394,6 +399,48 @@ void Dataplane::State::open_socket(OuterSocket& socket) {
                                        : ifaces::PortKind::raw_esp4;
   if (udp && options.udp_gso) socket.gso_segments = ifaces::probe_udp_gso(socket.local.address);
   attach(socket.fds, socket.ports, kind, {nullptr, &socket});
+  open_sender(socket);  // now: workers read its ports without a lock
+}
+
+void Dataplane::send_dummies(SaId id, unsigned count, unsigned length) {
+  State& s = *state_;
+  OutboundSa* sa = s.tables.outbound(id);
+  if (sa == nullptr)
+    throw std::invalid_argument("there is no outbound SA with the id " +
+                                std::to_string(static_cast<std::uint32_t>(id)));
+  const crypto::SuiteInfo& suite = crypto::info(sa->suite);
+  constexpr unsigned kLongest = 9000;
+  if (length > kLongest)
+    throw std::invalid_argument("a dummy packet of " + std::to_string(length) +
+                                " bytes; write at most " + std::to_string(kLongest));
+  std::vector<std::uint8_t> packet(esp_length(suite, length));
+  s.workers.front()->call([&](ifaces::Engine& engine) {
+    crypto::IvSource ivs;
+    ifaces::Endpoint to = sa->peer->get();
+    if (sa->encapsulation == Encapsulation::esp) to.port = 0;
+    sockaddr_storage address{};
+    const socklen_t address_length = to.to(address);
+    for (unsigned i = 0; i < count && !to.address.is_any(); ++i) {
+      std::uint64_t seq = 0;
+      if (sa->life.expired() || sa->reserve(1, seq) == 0) return;
+      std::fill(packet.begin(), packet.end(), std::uint8_t{0});
+      crypto::AeadOp op{};
+      esp_frame(*sa, suite, seq, packet.data(), length, kNextNone, op);
+      if (suite.iv_kind == crypto::IvKind::random) ivs.draw(op.text - suite.iv);
+      sa->key(0).seal({&op, 1});
+      if (!op.good) return;
+      engine.send({.port = sa->socket->ports.front(),
+                   .tos = 0,
+                   .segment_size = 0,
+                   .len = static_cast<std::uint32_t>(packet.size()),
+                   .data = packet.data(),
+                   .to = &address,
+                   .to_len = address_length,
+                   .mark = sa->outer_mark},
+                  0);
+      engine.flush();
+    }
+  });
 }
 
 // Without it everything is sent with DF set: a sender more is a convenience.
@@ -519,7 +566,8 @@ void Dataplane::State::fill(SaCommon& sa, const SaSpec& spec) {
   sa.remote = spec.peer.address;
   sa.moves =
       spec.encapsulation == Encapsulation::udp && (spec.follow_peer || spec.peer.address.is_any());
-  sa.peer = tables.peer(spec.reqid);
+  sa.remote_port = spec.peer.port;
+  sa.peer = tables.peer(spec.reqid, spec.peer);
   if (!sa.peer) sa.peer = std::make_shared<Peer>(spec.peer);
 }
 
@@ -536,8 +584,6 @@ SaId Dataplane::add_sa(SaSpec spec) {
       sa->socket = &socket;
       sa->outer = OuterRule(spec.outer);
       sa->tfc_padding = spec.tfc_padding;
-      if (spec.outer.df != OuterHeader::Df::set && socket.sender_ports.empty())
-        s.open_sender(socket);
       if (spec.tfc_padding == kTfcToMtu || spec.mss_clamp == kMssToPath) {
         ask_link(*sa, s.hears(socket), s.netlink);
         s.links_limited = true;
@@ -598,8 +644,9 @@ void Dataplane::State::set_lifetime(SaCommon& sa, const Lifetime& lifetime,
   if (lifetime != Lifetime{} || margin_packets != Limits::kNever)
     limits = std::make_unique<const Limits>(lifetime, margin_packets);
   expiries.set(sa.id, sa.added, lifetime.seconds);
-  sa.life.clear_soft();
   retire(sa.limits.exchange(limits.release(), std::memory_order_acq_rel));
+  // After the grace period: a worker that still had the old limits may have found them reached.
+  sa.life.clear_soft();
 }
 
 void Dataplane::State::resize(InboundSa& sa, std::uint32_t window_bits) const {
@@ -630,7 +677,7 @@ void Dataplane::update_sa(SaId id, const SaUpdate& update) {
   if (update.window_bits) s.resize(*in, *update.window_bits);
   if (update.peer) {
     sa.peer->set(*update.peer);
-    s.tables.moved(sa.reqid, update.peer->address);
+    s.tables.moved(sa.reqid, sa.peer.get(), update.peer->address);
   }
   if (update.seq_limit) set_limit(*out, *update.seq_limit);
   if (update.lifetime)
@@ -725,8 +772,10 @@ void Dataplane::refresh_paths() {
 
 // Once a report: routers limit their rate, and the queue is short.
 void Dataplane::State::take_reports(std::vector<Event>& events) {
+  // A few at a time: whoever forges them must not hold this thread.
+  constexpr int kMost = 8;
   TooBig report;
-  while (workers.front()->reports().take(report)) {
+  for (int i = 0; i < kMost && workers.front()->reports().take(report); ++i) {
     for (const OutboundSa* sa : tables.all_outbound()) {
       if (!is_about(report, *sa) || !learn(report, *sa, coarse_now_ns())) continue;
       Event event;

@@ -102,7 +102,8 @@ class Dataplane {
   // Opens the outer socket that it needs, shared by the SAs of the same local end point. Refuses:
   // an SPI below 256; an inbound (SPI, local address) that exists; a key and salt that any SA has.
   // An outbound and an inbound SA of one reqid share what is known of the peer's address. Outbound,
-  // a key that an SA had before goes on behind the numbers that it has used, whatever `next_seq` is.
+  // a key that an SA had before goes on behind the numbers that it has used, whatever `next_seq`
+  // is.
   SaId add_sa(SaSpec spec);
   void remove_sa(SaId id);
   // Live: no packet is lost, no number forgotten. Throws std::invalid_argument for an unknown SA.

@@ -185,9 +185,10 @@ DecapResult esp_decap(InboundSa& sa, unsigned worker, std::span<InboundPacket> r
   run = run.first(open(sa, suite, worker, run));
   if (run.empty()) return result;
   run = run.first(commit(sa, run, result));
-  const Binding* binding = sa.binding.load(std::memory_order_acquire);
-  result.good = partition(
-      run, [&](InboundPacket& packet, std::size_t) { return finish(sa, binding, suite, packet); });
+  result.binding = sa.binding.load(std::memory_order_acquire);
+  result.good = partition(run, [&](InboundPacket& packet, std::size_t) {
+    return finish(sa, result.binding, suite, packet);
+  });
   if (const Limits* limits = sa.limits.load(std::memory_order_acquire)) [[unlikely]]
     result.good = within(*limits, sa.counters, run.first(result.good));
   return result;

@@ -29,7 +29,8 @@ struct InboundPacket {
 
 // What became of a run.
 struct DecapResult {
-  std::size_t good = 0;  // inner packets, now first in the run, in order
+  const Binding* binding = nullptr;  // that the good ones were held to; valid until the turn ends
+  std::size_t good = 0;              // inner packets, now first in the run, in order
   // The packet with the highest number, if that number is higher than any before: the only one
   // whose sender's address may be believed.
   const ifaces::Endpoint* newest = nullptr;

@@ -99,7 +99,7 @@ void Inbound::run_batch() noexcept {
     drop(sa, run.subspan(result.good));
   if (result.authentic == 0) return;
   if (result.newest != nullptr) follow(sa, *result.newest);
-  deliver(sa, run.first(result.good));
+  deliver(sa, result.binding, run.first(result.good));
   if (const Limits* limits = sa.limits.load(std::memory_order_acquire)) [[unlikely]]
     reporter_.judge(sa, *limits);
 }
@@ -142,11 +142,11 @@ void Inbound::follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept {
   reporter_.mapping_changed(sa, known, newest, 1);
 }
 
-void Inbound::deliver(InboundSa& sa, std::span<InboundPacket> good) noexcept {
+void Inbound::deliver(InboundSa& sa, const Binding* binding,
+                      std::span<InboundPacket> good) noexcept {
   std::uint64_t packets = 0;
   std::uint64_t bytes = 0;
   // Not null: a packet without a device did not come this far. A run of dummies needs none.
-  const Binding* binding = sa.binding.load(std::memory_order_acquire);
   Device* device = binding == nullptr ? nullptr : binding->device;
   if (device != device_) {
     if (device_ != nullptr) coalescer_.flush(*this);

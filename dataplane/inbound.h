@@ -46,7 +46,7 @@ class Inbound final : private TunSink {
   void run_batch() noexcept;
   void drop(InboundSa& sa, std::span<const InboundPacket> lost) noexcept;
   void follow(InboundSa& sa, const ifaces::Endpoint& newest) noexcept;
-  void deliver(InboundSa& sa, std::span<InboundPacket> good) noexcept;
+  void deliver(InboundSa& sa, const Binding* binding, std::span<InboundPacket> good) noexcept;
   void write(std::span<const iovec> parts, std::uint16_t packets) noexcept override;
 
   unsigned worker_;

@@ -89,8 +89,9 @@ Outbound::Found Outbound::resolve(const Device& device, const Policy* policy) no
   if (policy == nullptr) return {nullptr, Drop::no_policy, nullptr};
   switch (policy->action) {
     case PolicyAction::protect: {
+      const bool compare = policy->compare_ends.load(std::memory_order_acquire);
       OutboundSa* sa = policy->sa.load(std::memory_order_acquire);
-      if (policy->compare_ends.load(std::memory_order_relaxed) && sa != nullptr &&
+      if ((compare || policy->compare_ends.load(std::memory_order_relaxed)) && sa != nullptr &&
           !ends_fit(device, *sa)) [[unlikely]]
         sa = nullptr;
       return {sa, Drop::no_sa, policy};

@@ -53,6 +53,7 @@ struct SaCommon {
   ifaces::IpAddress local;
   // As it was given, for the control thread: a peer that moves stays with its device.
   ifaces::IpAddress remote;
+  std::uint16_t remote_port = 0;
   bool moves = false;  // the peer's address may change
   std::string name;
   std::chrono::steady_clock::time_point added;

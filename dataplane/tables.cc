@@ -118,12 +118,20 @@ bool Tables::has_key(std::span<const std::uint8_t> keymat) const {
   return keys_.find(crypto::fingerprint(keymat)) != nullptr;
 }
 
-std::shared_ptr<Peer> Tables::peer(std::uint32_t reqid) const {
+std::shared_ptr<Peer> Tables::peer(std::uint32_t reqid, const ifaces::Endpoint& given) const {
   const auto it = groups_.find(reqid);
   if (it == groups_.end()) return nullptr;
-  if (!it->second.outbound.empty()) return it->second.outbound.back()->peer;
-  if (!it->second.inbound.empty()) return it->second.inbound.back()->peer;
-  return nullptr;
+  const auto same_peer = [&given](const SaCommon* sa) {
+    if (given.address.is_any() || sa->remote.is_any()) return true;
+    return (sa->remote == given.address && sa->remote_port == given.port) ||
+           sa->peer->get() == given;
+  };
+  const auto newest = [&same_peer](const auto& sas) -> std::shared_ptr<Peer> {
+    const auto found = std::find_if(sas.rbegin(), sas.rend(), same_peer);
+    return found == sas.rend() ? nullptr : (*found)->peer;
+  };
+  if (auto peer = newest(it->second.outbound)) return peer;
+  return newest(it->second.inbound);
 }
 
 const Device* Tables::twin(const DeviceSpec& spec) const noexcept {
@@ -144,8 +152,8 @@ bool Tables::serves(const Device& device) const {
   return it != serving_.end() && !it->second.empty();
 }
 
-// What the devices of an outbound policy make of its SA.
-void Tables::note_devices(Policy& policy, const OutboundSa* sa) {
+// What the devices of an outbound policy make of its SA; true if it does not fit all of them.
+bool Tables::note_devices(Policy& policy, const OutboundSa* sa) {
   bool compare_ends = false;
   for (const auto& [id, device] : devices_) {
     if (!applies(policy, *device)) continue;
@@ -159,7 +167,7 @@ void Tables::note_devices(Policy& policy, const OutboundSa* sa) {
       serving.erase(&policy);
     serving_changed_ = serving_changed_ || serving.empty() != was_empty;
   }
-  policy.compare_ends.store(compare_ends, std::memory_order_relaxed);
+  return compare_ends;
 }
 
 void Tables::add(std::unique_ptr<Device> device) {
@@ -258,10 +266,13 @@ void Tables::drop_if_empty(std::uint32_t reqid) {
   if (groups_.bucket_count() > 16 * (groups_.size() + 16)) groups_.rehash(0);
 }
 
-void Tables::moved(std::uint32_t reqid, const ifaces::IpAddress& peer) {
+void Tables::moved(std::uint32_t reqid, const Peer* moved_peer, const ifaces::IpAddress& peer) {
   Group& g = group(reqid);
-  for (OutboundSa* sa : g.outbound) sa->remote = peer;
-  for (InboundSa* sa : g.inbound) sa->remote = peer;
+  const auto move = [&](SaCommon& sa) {
+    if (sa.peer.get() == moved_peer) sa.remote = peer;
+  };
+  for (OutboundSa* sa : g.outbound) move(*sa);
+  for (InboundSa* sa : g.inbound) move(*sa);
   join(g);
 }
 
@@ -271,8 +282,12 @@ void Tables::join(Group& g) {
     const auto newest = std::find_if(g.outbound.rbegin(), g.outbound.rend(),
                                      [&](const OutboundSa* sa) { return fits(*sa, *policy); });
     OutboundSa* sa = newest == g.outbound.rend() ? nullptr : *newest;
-    note_devices(*policy, sa);
+    const bool compare_ends = note_devices(*policy, sa);
+    // A worker looks at compare_ends before and after the SA: it never has the one without the
+    // other.
+    policy->compare_ends.store(true, std::memory_order_release);
     policy->sa.store(sa, std::memory_order_release);
+    policy->compare_ends.store(compare_ends, std::memory_order_release);
   }
   for (InboundSa* sa : g.inbound) {
     auto binding = bind(g, *sa);

@@ -50,7 +50,7 @@ class Tables {
   std::unique_ptr<OutboundSa> remove_outbound(SaId id);
   std::unique_ptr<InboundSa> remove_inbound(SaId id);
   // The peer of a reqid's SAs was set to another address.
-  void moved(std::uint32_t reqid, const ifaces::IpAddress& peer);
+  void moved(std::uint32_t reqid, const Peer* moved_peer, const ifaces::IpAddress& peer);
   void reclaim() noexcept;
 
   // A device with the same end points, ikey and if_id: it could not be told from `spec` when a
@@ -67,7 +67,8 @@ class Tables {
   [[nodiscard]] InboundSa* inbound(Spi spi, const ifaces::IpAddress& local) const noexcept;
   [[nodiscard]] bool has_key(std::span<const std::uint8_t> keymat) const;
   // What the SAs of a reqid know of their peer; null if there are none.
-  [[nodiscard]] std::shared_ptr<Peer> peer(std::uint32_t reqid) const;
+  [[nodiscard]] std::shared_ptr<Peer> peer(std::uint32_t reqid,
+                                           const ifaces::Endpoint& given) const;
 
   [[nodiscard]] std::vector<Device*> all_devices() const;
   [[nodiscard]] std::vector<Policy*> all_policies() const;
@@ -91,7 +92,7 @@ class Tables {
   void drop_if_empty(std::uint32_t reqid);
   void join(Group& group);
   void join_all();
-  void note_devices(Policy& policy, const OutboundSa* sa);
+  [[nodiscard]] bool note_devices(Policy& policy, const OutboundSa* sa);
   [[nodiscard]] Device* device_for(const Group& group, const InboundSa& sa) const noexcept;
   [[nodiscard]] std::unique_ptr<const Binding> bind(const Group& group, const InboundSa& sa) const;
 

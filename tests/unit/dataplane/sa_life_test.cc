@@ -156,6 +156,53 @@ TEST_F(SaLife, A12NumbersEndWithAnEvent) {
   EXPECT_EQ(TwoSites::drops(sites->a, Drop::seq_exhausted), 4U);
 }
 
+// RFC 4303 §2.6: authentic, and forgotten without an error.
+TEST_F(SaLife, DummiesAreSentAndForgotten) {
+  std::uint32_t spi = 0x100;
+  for (const crypto::Suite suite : {crypto::Suite::aes_gcm256, crypto::Suite::aes128_sha256}) {
+    ++spi;
+    const auto [out, in] = add(spi, static_cast<std::uint8_t>(spi), [&](SaSpec& spec) {
+      spec.suite = suite;
+      spec.keymat = crypto::SecretBytes(crypto::info(suite).keymat());
+      spec.keymat.bytes()[0] = static_cast<std::uint8_t>(spi);
+    });
+    sites->a.send_dummies(out, 5, 100);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    while (sites->b.sa(in)->seq < 5 && std::chrono::steady_clock::now() < deadline)
+      TwoSites::settle(sites->b);
+    EXPECT_EQ(sites->b.sa(in)->seq, 5U);
+    EXPECT_EQ(sites->b.sa(in)->traffic.packets, 0U);
+    EXPECT_EQ(sites->arrived_by_now(), 0U);
+    sites->a.remove_sa(out);
+    sites->b.remove_sa(in);
+  }
+  for (const Drop reason : {Drop::bad_next_header, Drop::bad_padding, Drop::integrity,
+                            Drop::duplicate, Drop::too_short, Drop::bad_inner_length})
+    EXPECT_EQ(TwoSites::drops(sites->b, reason), 0U);
+}
+
+// What two gateways of one reqid know of their peers is not the same thing.
+TEST_F(SaLife, L7OneReqidTwoGateways) {
+  SaSpec first = TwoSites::sa(Direction::out, 0x100, 1);
+  SaSpec second = TwoSites::sa(Direction::out, 0x101, 2);
+  second.peer.address = *ifaces::IpAddress::parse("127.0.0.3");
+  SaSpec back = TwoSites::sa(Direction::in, 0x102, 3);
+  back.local = TwoSites::sa(Direction::out, 0x102, 3).local;
+  back.peer = second.peer;
+  const ifaces::Endpoint wanted = second.peer;
+  const SaId one = sites->a.add_sa(std::move(first));
+  const SaId two = sites->a.add_sa(std::move(second));
+  const SaId in = sites->a.add_sa(std::move(back));
+  EXPECT_EQ(sites->a.sa(one)->peer.address, *ifaces::IpAddress::parse("127.0.0.2"));
+  EXPECT_EQ(sites->a.sa(two)->peer, wanted);
+  // The two directions of one peer move together, and the other stays.
+  SaUpdate update;
+  update.peer = ifaces::Endpoint{*ifaces::IpAddress::parse("127.0.0.4"), 4501};
+  sites->a.update_sa(two, update);
+  EXPECT_EQ(sites->a.sa(in)->peer, *update.peer);
+  EXPECT_EQ(sites->a.sa(one)->peer.address, *ifaces::IpAddress::parse("127.0.0.2"));
+}
+
 TEST_F(SaLife, A12EsnGoesOn) {
   add(0x100, 1, [](SaSpec& spec) { spec.next_seq = 0xfffffffe; });
   sites->send(6);
@@ -186,6 +233,7 @@ TEST_F(SaLife, WindowsAreResizedLive) {
     EXPECT_EQ(sites->arrived(50), 50U);
     sites->b.update_sa(in, window(bits));
     EXPECT_EQ(sites->b.sa(in)->window_bits, bits);
+    TwoSites::settle(sites->b);  // a run is counted after its packets are written
     EXPECT_EQ(sites->b.sa(in)->seq, sites->b.sa(in)->traffic.packets);
   }
 }
