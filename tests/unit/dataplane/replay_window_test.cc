@@ -239,8 +239,8 @@ TEST(ReplayWindow, ResizingForgetsNothing) {
     const bool good = seq > top || (seq >= bottom && seen.count(seq) == 0);
     ASSERT_EQ(window.commit(seq) == Verdict::good, good) << i << " " << seq << " of " << top;
     if (good) seen.insert(seq);
-    bottom = std::max(bottom,
-                      window.top() - std::min<std::uint64_t>(window.top(), window.bits()) + 1);
+    bottom =
+        std::max(bottom, window.top() - std::min<std::uint64_t>(window.top(), window.bits()) + 1);
   }
 }
 
