@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -81,11 +82,15 @@ ifaces::UniqueFd receive_fd(int channel) {
   ::close_range(kChannel + 1, ~0U, 0);
   const ifaces::UniqueFd null(::open("/dev/null", O_RDWR));
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null.get(), fd);
-  for (const int signal : {SIGINT, SIGHUP, SIGPIPE}) ::signal(signal, SIG_IGN);
+  for (const int signal : {SIGINT, SIGHUP, SIGPIPE, SIGTERM}) ::signal(signal, SIG_IGN);
   ifaces::UniqueFd listener = receive_fd(channel);
   ::close(channel);
   if (!listener) ::_exit(kFailed);
   ::prctl(PR_SET_NAME, "espalier-exec");
+  // Keys pass through.
+  ::prctl(PR_SET_DUMPABLE, 0);
+  const rlimit none{};
+  ::setrlimit(RLIMIT_CORE, &none);
   Supervisor(std::move(listener), control).run();
   ::_exit(kDone);
 }
@@ -95,7 +100,8 @@ void start_supervisor(const std::array<int, 2>& channel, const std::filesystem::
   const pid_t child = ::fork();
   if (child < 0) fail("fork");
   if (child > 0) {
-    ::waitpid(child, nullptr, 0);
+    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
+    }
     return;
   }
   if (::fork() != 0) ::_exit(kDone);
@@ -115,7 +121,8 @@ int run_exec(const std::vector<std::string>& words) {
   if (!values) return kDone;
   if (dashes == words.end() || dashes + 1 == words.end())
     throw UsageError("no command; write it behind --, as in: espalier exec -- ip xfrm state");
-  const std::filesystem::path control = (*values)["control"].as<std::string>();
+  const std::filesystem::path control =
+      std::filesystem::absolute((*values)["control"].as<std::string>());
   static_cast<void>(ask(control, {{"op", "status"}}));  // one clear line if nobody is there
 
   std::array<int, 2> channel{};

@@ -43,6 +43,8 @@ void trap(void* context, int call, std::vector<scmp_arg_cmp> when) {
 ifaces::UniqueFd install_filter() {
   const std::unique_ptr<void, Release> context(seccomp_init(SCMP_ACT_ALLOW));
   if (!context) throw std::system_error(ENOMEM, std::generic_category(), "seccomp");
+  // A program of another architecture goes on without us.
+  check(seccomp_attr_set(context.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_ALLOW), "seccomp");
   // Without no_new_privs setuid programs go on working; only root may do so.
   check(seccomp_attr_set(context.get(), SCMP_FLTATR_CTL_NNP, ::geteuid() == 0 ? 0 : 1), "seccomp");
 

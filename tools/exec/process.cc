@@ -1,5 +1,6 @@
 #include "tools/exec/process.h"
 
+#include <linux/capability.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -7,6 +8,7 @@
 
 #include <fstream>
 #include <string>
+#include <string_view>
 
 namespace espalier::tools {
 namespace {
@@ -37,11 +39,22 @@ bool Process::write(std::uint64_t address, std::span<const std::uint8_t> from) c
 
 pid_t Process::pid() const {
   std::ifstream status(proc(thread_, "status"));
-  for (std::string word; status >> word;) {
-    pid_t group = 0;
-    if (word == "Tgid:" && status >> group) return group;
-  }
+  constexpr std::string_view kField = "Tgid:";
+  // The kernel escapes line ends in the name that the process has given itself.
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(kField)) return static_cast<pid_t>(std::stol(line.substr(kField.size())));
   return thread_;
+}
+
+bool Process::may_configure() const {
+  std::ifstream status(proc(thread_, "status"));
+  constexpr std::string_view kField = "CapEff:";
+  constexpr unsigned kHex = 16;
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(kField))
+      return (std::stoull(line.substr(kField.size()), nullptr, kHex) >> CAP_NET_ADMIN & 1) != 0 &&
+             same_namespace("net") && same_namespace("user");
+  return false;
 }
 
 ifaces::UniqueFd Process::descriptor(int number) const {
@@ -54,11 +67,12 @@ bool Process::has_descriptor(int number) const {
   return ::access(proc(thread_, "fd/" + std::to_string(number)).c_str(), F_OK) == 0;
 }
 
-bool Process::shares_network() const {
+bool Process::same_namespace(const char* kind) const {
   struct stat theirs {};
   struct stat ours {};
-  return ::stat(proc(thread_, "ns/net").c_str(), &theirs) == 0 &&
-         ::stat("/proc/self/ns/net", &ours) == 0 && theirs.st_ino == ours.st_ino;
+  const std::string name = std::string("ns/") + kind;
+  return ::stat(proc(thread_, name).c_str(), &theirs) == 0 &&
+         ::stat(("/proc/self/" + name).c_str(), &ours) == 0 && theirs.st_ino == ours.st_ino;
 }
 
 }  // namespace espalier::tools

@@ -38,10 +38,14 @@ class Process {
   // A copy of its descriptor; empty if it has none of that number.
   [[nodiscard]] ifaces::UniqueFd descriptor(int number) const;
   [[nodiscard]] bool has_descriptor(int number) const;
-  // Is it in the network namespace of this process?
-  [[nodiscard]] bool shares_network() const;
+  // Is it in this process's network namespace?
+  [[nodiscard]] bool shares_network() const { return same_namespace("net"); }
+  // Would the kernel let it write to NETLINK_XFRM? What it asks for is done with our rights.
+  [[nodiscard]] bool may_configure() const;
 
  private:
+  [[nodiscard]] bool same_namespace(const char* kind) const;
+
   pid_t thread_;
 };
 

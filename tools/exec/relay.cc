@@ -7,7 +7,9 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <random>
+#include <span>
 #include <system_error>
 
 namespace espalier::tools {
@@ -48,9 +50,11 @@ void bind_as_kernel(int fd) {
   fail("bind");
 }
 
-// Sends `message`, with a descriptor unless it is -1, and waits for the answer. False: no daemon.
-bool converse(int fd, front::Message& message, int descriptor) {
-  std::array<char, CMSG_SPACE(sizeof(int))> control{};
+// Sends `message`, with a descriptor unless it is -1, and waits for the answer; what comes before
+// it goes to `other`. False: no daemon.
+bool converse(int fd, front::Message& message, int descriptor,
+              const std::function<void(std::span<const std::uint8_t>)>& other) {
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
   iovec part{&message, sizeof message};
   msghdr header{};
   header.msg_iov = &part;
@@ -64,10 +68,25 @@ bool converse(int fd, front::Message& message, int descriptor) {
     rights->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
   }
-  if (::sendmsg(fd, &header, MSG_NOSIGNAL) < 0) return false;
-  pollfd ready{fd, POLLIN, 0};
-  if (::poll(&ready, 1, kAnswerMs) != 1) return false;
-  return ::recv(fd, &message, sizeof message, 0) == ssize_t{sizeof message};
+  if (::sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return false;
+  const std::uint16_t type = message.header.nlmsg_type;
+  crypto::SecretBytes memory(front::kMaxMessage);  // keys pass through
+  const std::span<std::uint8_t> bytes = memory.bytes();
+  for (;;) {
+    pollfd ready{fd, POLLIN, 0};
+    if (::poll(&ready, 1, kAnswerMs) != 1) return false;
+    const ssize_t got = ::recv(fd, bytes.data(), bytes.size(), MSG_DONTWAIT);
+    nlmsghdr answer{};
+    if (got < ssize_t{sizeof answer}) return false;
+    std::memcpy(&answer, bytes.data(), sizeof answer);
+    if (answer.nlmsg_type != type) {
+      other(bytes.first(static_cast<std::size_t>(got)));
+      continue;
+    }
+    if (got != ssize_t{sizeof message}) return false;
+    std::memcpy(&message, bytes.data(), sizeof message);
+    return true;
+  }
 }
 
 front::Message make(std::uint16_t type, std::uint32_t pid) {
@@ -104,7 +123,9 @@ bool Relay::connect() {
 
 void Relay::tell_state() {
   front::Message message = state_;
-  if (daemon_ && (!converse(daemon_.get(), message, -1) || message.error != 0)) lose_daemon();
+  if (!daemon_) return;
+  const auto pass_on = [this](std::span<const std::uint8_t> bytes) { forward(bytes); };
+  if (!converse(daemon_.get(), message, -1, pass_on) || message.error != 0) lose_daemon();
 }
 
 void Relay::set_name(std::uint32_t portid, std::uint32_t groups) {
@@ -138,7 +159,8 @@ void Relay::set_option(int option, int value) {
 }
 
 bool Relay::from_command() {
-  std::vector<std::uint8_t> bytes(front::kMaxMessage);
+  crypto::SecretBytes memory(front::kMaxMessage);  // keys pass through
+  const std::span<std::uint8_t> bytes = memory.bytes();
   const ssize_t got = ::recv(command_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
   if (got < 0) return errno == EAGAIN || errno == EINTR;
   if (got == 0) return false;
@@ -146,8 +168,9 @@ bool Relay::from_command() {
   nlmsghdr request{};
   std::memcpy(&request, bytes.data(), sizeof request);
   if (request.nlmsg_type < NLMSG_MIN_TYPE) return true;  // only we may speak those
-  if (!connect() ||
-      ::send(daemon_.get(), bytes.data(), static_cast<std::size_t>(got), MSG_NOSIGNAL) < 0) {
+  if (!connect() || ::send(daemon_.get(), bytes.data(), static_cast<std::size_t>(got),
+                           MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+    // Gone, or so far behind that waiting for it would hold every other call.
     lose_daemon();
     refuse(request);
     return true;
@@ -157,10 +180,15 @@ bool Relay::from_command() {
 }
 
 void Relay::from_daemon() {
-  std::vector<std::uint8_t> bytes(front::kMaxMessage);
+  crypto::SecretBytes memory(front::kMaxMessage);  // keys pass through
+  const std::span<std::uint8_t> bytes = memory.bytes();
   const ssize_t got = ::recv(daemon_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (got < ssize_t{sizeof(nlmsghdr)}) return lose_daemon();
+  forward(bytes.first(static_cast<std::size_t>(got)));
+}
+
+void Relay::forward(std::span<const std::uint8_t> bytes) {
   nlmsghdr answer{};
   std::memcpy(&answer, bytes.data(), sizeof answer);
   if (answer.nlmsg_type < NLMSG_MIN_TYPE && answer.nlmsg_type != NLMSG_ERROR &&
@@ -170,7 +198,7 @@ void Relay::from_daemon() {
       ((answer.nlmsg_flags & NLM_F_MULTI) == 0 || answer.nlmsg_type == NLMSG_DONE))
     pending_.reset();
   // A command that does not read loses events, as with the kernel.
-  ::send(command_.get(), bytes.data(), static_cast<std::size_t>(got), MSG_NOSIGNAL | MSG_DONTWAIT);
+  ::send(command_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 void Relay::lose_daemon() {
@@ -197,7 +225,7 @@ int hand_over_natt(const std::filesystem::path& daemon, std::uint32_t pid, int s
   const ifaces::UniqueFd fd = dial(daemon);
   if (!fd) return ECONNREFUSED;
   front::Message message = make(front::kNatt, pid);
-  return converse(fd.get(), message, socket) ? message.error : ECONNREFUSED;
+  return converse(fd.get(), message, socket, [](auto) {}) ? message.error : ECONNREFUSED;
 }
 
 }  // namespace espalier::tools

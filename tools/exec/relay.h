@@ -9,8 +9,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <vector>
+#include <span>
 
+#include "crypto/secret.h"
 #include "ifaces/unique_fd.h"
 #include "tools/exec/front.h"
 
@@ -42,6 +43,7 @@ class Relay {
 
  private:
   void tell_state();
+  void forward(std::span<const std::uint8_t> bytes);
   void lose_daemon();
   void refuse(const nlmsghdr& request);
 

@@ -167,6 +167,13 @@ bool Supervisor::make_socket(const seccomp_notif& call) {
     return false;
   }
 
+  if (!process.may_configure()) {
+    seccomp_notif_resp refusal{};
+    refusal.id = call.id;
+    refusal.error = -EPERM;
+    ::ioctl(listener_.get(), SECCOMP_IOCTL_NOTIF_SEND, &refusal);
+    return true;
+  }
   // The first of a process is named after it, as the kernel does; others get high numbers.
   const auto pid = static_cast<std::uint32_t>(process.pid());
   const bool first = std::none_of(relays_.begin(), relays_.end(), [pid](const auto& entry) {
@@ -257,7 +264,7 @@ Supervisor::Verdict Supervisor::on_encap(const Process& process, int socket) con
 
 Supervisor::Verdict Supervisor::on_send(const Process& process, int call, Arguments a) const {
   const auto request = parse_new_link(sent_bytes(process, call, a));
-  if (!request) return native();
+  if (!request || !process.may_configure()) return native();
   try {
     static_cast<void>(ask(control_, vti_request("vti-add", request->device)));
   } catch (const ControlError&) {
@@ -273,6 +280,7 @@ Supervisor::Verdict Supervisor::on_send(const Process& process, int call, Argume
 }
 
 Supervisor::Verdict Supervisor::on_tunnel(const Process& process, Arguments a) const {
+  if (!process.may_configure()) return native();
   const auto request = process.read<ifreq>(a[2]);
   if (!request) return failed(EFAULT);
   const auto address = reinterpret_cast<std::uint64_t>(request->ifr_data);

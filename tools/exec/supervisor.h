@@ -47,7 +47,7 @@ class Supervisor {
 
   void serve_call();
   [[nodiscard]] bool still_waiting(const seccomp_notif& call) const noexcept;
-  // True if the call has been answered by handing over a descriptor.
+  // True if the call has been answered.
   bool make_socket(const seccomp_notif& call);
   [[nodiscard]] bool give(const seccomp_notif& call, int fd, int wanted, bool close_on_exec);
   [[nodiscard]] Verdict judge(const seccomp_notif& call);

@@ -84,6 +84,10 @@ std::vector<std::uint8_t> without_kind(const nlmsghdr& header,
                  message.begin() + static_cast<std::ptrdiff_t>(at + size));
     at += size;
   }
+  ifinfomsg info{};  // found by its name, whatever index the message has
+  std::memcpy(&info, out.data() + NLMSG_HDRLEN, sizeof info);
+  info.ifi_index = 0;
+  std::memcpy(out.data() + NLMSG_HDRLEN, &info, sizeof info);
   nlmsghdr changed = header;
   changed.nlmsg_len = static_cast<std::uint32_t>(out.size());
   changed.nlmsg_flags &= static_cast<std::uint16_t>(~(NLM_F_CREATE | NLM_F_EXCL));
