@@ -12,7 +12,7 @@ namespace {
 using nlohmann::json;
 
 constexpr Usage kUsage{
-    "espalier sa add|update|delete|get|list|count|flush [WORDS] [--json] [--control PATH]",
+    "espalier sa add|update|delete|get|list|count|dummy|flush [WORDS] [--json] [--control PATH]",
     "SAs of the running daemon, in the words of ip xfrm state. Keys are read from a file or from\n"
     "standard input, and never shown.\n"
     "  add     src ADDR dst ADDR spi N suite NAME key-file FILE|key - [dir in|out] [reqid N]\n"
@@ -23,6 +23,7 @@ constexpr Usage kUsage{
     "          [follow-peer yes|no] [name TEXT]\n"
     "  update  id N | spi N dst ADDR; then peer ADDR, peer-port N, window N, limit …, seq-limit N\n"
     "  delete, get   id N | spi N dst ADDR [dir in|out]\n"
+    "  dummy   id N | spi N dst ADDR; then count N, length N: packets that the peer forgets\n"
     "  flush   all that came over the control socket",
     "espalier sa add src 192.0.2.1 dst 192.0.2.2 spi 0x1234 enc udp 4500 4500 \\\n"
     "    suite aes_gcm256 key-file out.key reqid 1"};

@@ -55,7 +55,7 @@ struct Conn {
   dataplane::OuterHeader outer;
   std::uint32_t tfc = 0;        // as SaSpec::tfc_padding
   std::uint16_t mss_clamp = 0;  // as SaSpec::mss_clamp
-  std::filesystem::path keys;  // absolute; empty without SAs
+  std::filesystem::path keys;   // absolute; empty without SAs
   // rightaddresspool or leftaddresspool: one peer for each key file of the folder `keys`, each at
   // an unknown place and with an address of the pool inside. load_config() makes a conn of each.
   std::optional<Subnet> pool;

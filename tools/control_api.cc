@@ -61,6 +61,7 @@ ControlApi::ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, D
     server.on_session(op, [this](const ControlRequest& r) { return change(r); });
   server.on_session("batch", [this](const ControlRequest& r) { return batch(r); });
   server.on("sa-get", [this](const json& r) { return sa_get(r); });
+  server.on("sa-dummy", [this](const json& r) { return sa_dummy(r); });
   server.on("sa-list", [this](const json& r) { return sa_list(r); });
   server.on("sa-count", [this](const json& r) {
     Fields(r).done();
@@ -142,6 +143,20 @@ json ControlApi::batch(const ControlRequest& request) {
       {"added", outcome.added}, {"updated", outcome.updated}, {"deleted", outcome.deleted}};
   if (outcome.ids.size() <= kMaxIds) reply["ids"] = outcome.ids;
   return reply;
+}
+
+// Dummy packets, made on request (RFC 4303 §2.6).
+json ControlApi::sa_dummy(const json& request) {
+  constexpr std::uint64_t kMostPackets = 10000;
+  constexpr std::uint64_t kMostBytes = 9000;
+  constexpr std::uint64_t kBytes = 64;
+  Fields fields(request);
+  const dataplane::SaId id = installed_.find_sa(fields);
+  const auto count = fields.number("count", 1, kMostPackets).value_or(1);
+  const auto length = fields.number("length", 0, kMostBytes).value_or(kBytes);
+  fields.done();
+  dataplane_.send_dummies(id, static_cast<unsigned>(count), static_cast<unsigned>(length));
+  return json::object();
 }
 
 json ControlApi::sa_get(const json& request) const {

@@ -47,6 +47,7 @@ class ControlApi {
   void queue(Pending& pending, const nlohmann::json& ops,
              std::span<const crypto::SecretBytes> keys);
   [[nodiscard]] nlohmann::json sa_get(const nlohmann::json& request) const;
+  nlohmann::json sa_dummy(const nlohmann::json& request);
   [[nodiscard]] nlohmann::json sa_list(const nlohmann::json& request) const;
   [[nodiscard]] nlohmann::json policy_list(const nlohmann::json& request) const;
   [[nodiscard]] nlohmann::json vti_list(const nlohmann::json& request) const;

@@ -57,7 +57,10 @@ SecretText render(json operation, std::span<const crypto::SecretBytes> keys) {
     const std::string text = operation.dump();
     return {text.begin(), text.end()};
   }
-  const auto secret = keys[key->get<std::size_t>()].bytes();
+  const auto place_of_key = key->get<std::size_t>();
+  if (place_of_key >= keys.size())
+    throw ControlError("key: write it as text, of hex digits or in base64");
+  const auto secret = keys[place_of_key].bytes();
   *key = "";
   // Inside a text the quotes would have a backslash.
   constexpr std::string_view kEmpty = "\"key\":\"\"";

@@ -22,6 +22,8 @@ using ifaces::IpAddress;
 using nlohmann::json;
 
 constexpr std::uint64_t kMost32 = std::numeric_limits<std::uint32_t>::max();
+// Above are those of the conns of the configuration and of NETLINK_XFRM.
+constexpr std::uint64_t kMostReqid = (std::uint64_t{1} << 30) - 1;
 constexpr std::uint64_t kMost64 = std::numeric_limits<std::uint64_t>::max();
 constexpr std::uint16_t kNatTPort = 4500;  // RFC 3948 §2
 constexpr std::size_t kLongestName = 64;
@@ -350,7 +352,7 @@ dataplane::SaSpec parse_sa(Fields& fields, std::span<const crypto::SecretBytes> 
   if (*spi < dataplane::kFirstSpi)
     fields.refuse("spi", "0 to 255 are reserved (RFC 4303 §2.1); write a number from 0x100 up");
   spec.spi = dataplane::Spi{static_cast<std::uint32_t>(*spi)};
-  assign(spec.reqid, fields.number("reqid", 0, kMost32));
+  assign(spec.reqid, fields.number("reqid", 0, kMostReqid));
   const auto suite = fields.parsed("suite", [](const std::string& t) { return parse_esp(t); });
   spec.suite = suite.value_or(spec.suite);
   spec.keymat = parse_key(fields, keys, crypto::info(spec.suite));
@@ -412,7 +414,7 @@ dataplane::PolicySpec parse_policy(Fields& fields) {
   assign(spec.priority, fields.number("priority", 0, kMost32));
   if (const auto action = fields.word("action", kActions))
     spec.action = static_cast<dataplane::PolicyAction>(*action);
-  assign(spec.reqid, fields.number("reqid", 0, kMost32));
+  assign(spec.reqid, fields.number("reqid", 0, kMostReqid));
   assign(spec.if_id, fields.number("if_id", 0, kMost32));
   spec.trap = fields.flag("trap").value_or(spec.trap);
   spec.name = fields.parsed("name", parse_name).value_or("");

@@ -326,7 +326,7 @@ void ControlServer::answer_next(Client& client) {
     return;
   }
   const bool listened = client.session.listening;
-  client.out = reply_to(client.in.line(), client.session);
+  client.out += reply_to(client.in.line(), client.session);
   client.in.drop_line();
   if (client.session.hang_up) {
     client.in.clear();

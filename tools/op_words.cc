@@ -95,7 +95,11 @@ void read_mark(Words& words, json& op) {
   std::vector<std::string_view> known(others);
   for (const Word& w : table) known.push_back(w.word);
   const std::string_view near = nearest(word, known);
-  throw UsageError("unknown word " + in_quotes(word) +
+  // What is long may be a key whose word is missing.
+  constexpr std::size_t kShort = 16;
+  throw UsageError("unknown word " +
+                   (word.size() < kShort ? in_quotes(word)
+                                         : "of " + std::to_string(word.size()) + " characters") +
                    (near.empty() ? "" : "; write '" + std::string(near) + "'") + "; espalier " +
                    std::string(command) + " --help lists them");
 }
@@ -121,6 +125,8 @@ constexpr std::array kSaWords = {
     Word{"dport", "destination_port"},
     Word{"spi", "spi"},
     Word{"id", "id"},
+    Word{"count", "count"},
+    Word{"length", "length"},
     Word{"dir", "direction"},
     Word{"suite", "suite"},
     Word{"reqid", "reqid"},
@@ -145,7 +151,8 @@ constexpr std::array kSaWords = {
     Word{"hop-limit", "hop_limit", Takes::text, "outer"},
     Word{"copy-flow-label", "copy_flow_label", Takes::yes_no, "outer"},
 };
-constexpr std::array<std::array<std::string_view, 2>, 7> kSaVerbs = {{{"add", "add"},
+constexpr std::array<std::array<std::string_view, 2>, 8> kSaVerbs = {{{"add", "add"},
+                                                                      {"dummy", "dummy"},
                                                                       {"update", "update"},
                                                                       {"delete", "delete"},
                                                                       {"del", "delete"},

@@ -5,7 +5,8 @@
 namespace espalier::tools::xfrm {
 namespace {
 
-// IKE daemons count reqids from 1 or from 16384, the conns of the configuration from 2^30.
+// Nobody else's: who writes to the control socket has those below 2^30, the conns of the
+// configuration those from there.
 constexpr std::uint32_t kFirstOwn = 0x80000000;
 
 using ifaces::IpAddress;
@@ -33,8 +34,7 @@ Joins::Map::iterator Joins::find(const Key& key) {
   return joins_.end();
 }
 
-std::uint32_t Joins::number_for(std::uint32_t reqid) {
-  if (reqid != 0 && !by_number_.contains(reqid)) return reqid;
+std::uint32_t Joins::next_number() {
   std::uint32_t number = 0;
   do {
     number = kFirstOwn | next_++;
@@ -47,7 +47,7 @@ Joins::Join& Joins::take(std::uint32_t reqid, const IpAddress& one, const IpAddr
   auto found = find(key);
   if (found == joins_.end()) {
     Join join;
-    join.number = number_for(reqid);
+    join.number = next_number();
     found = joins_.emplace(key, std::move(join)).first;
     by_number_.emplace(found->second.number, found);
     if (has_unknown(key)) ++unknown_;

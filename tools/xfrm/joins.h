@@ -32,7 +32,7 @@ class Joins {
   using Map = std::map<Key, Join>;
 
   [[nodiscard]] Map::iterator find(const Key& key);
-  [[nodiscard]] std::uint32_t number_for(std::uint32_t reqid);
+  [[nodiscard]] std::uint32_t next_number();
 
   Map joins_;
   std::map<std::uint32_t, Map::iterator> by_number_;
