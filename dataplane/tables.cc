@@ -173,7 +173,12 @@ bool Tables::note_devices(Policy& policy, const OutboundSa* sa) {
 void Tables::add(std::unique_ptr<Device> device) {
   Device& added = *device;
   devices_.emplace(added.id, std::move(device));
-  join_all();
+  // Only who could have something to do with it: thousands of devices come one by one.
+  for (auto& [reqid, g] : groups_)
+    if (std::any_of(g.policies.begin(), g.policies.end(), [&added](const Policy* policy) {
+          return applies(*policy, added) || concerns(*policy, added);
+        }))
+      join(g);
   for (const auto& entry : policies_)
     if (applies(*entry.second, added)) added.policies.add(*entry.second);
 }

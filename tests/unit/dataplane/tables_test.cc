@@ -272,7 +272,7 @@ TEST_F(TablesTest, L6AMarkMovesToAnotherDevice) {
 
 // L6: thousands of marks.
 TEST_F(TablesTest, L6ThousandsOfMarks) {
-  constexpr std::uint32_t kMarks = 2000;
+  constexpr std::uint32_t kMarks = 10000;
   std::vector<Device*> devices;
   std::vector<InboundSa*> sas;
   for (std::uint32_t mark = 1; mark <= kMarks; ++mark) {
