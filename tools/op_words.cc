@@ -273,17 +273,15 @@ void read_template(Words& words, json& op) {
   while (words.more()) {
     const std::string word = words.next();
     const std::string& value = words.value_of(word);
-    if (word == "reqid") {
+    const bool the_sa_has_it = word == "src" || word == "dst";
+    const bool as_we_do = (word == "proto" && value == "esp") ||
+                          (word == "mode" && value == "tunnel") ||
+                          (word == "level" && value == "required");
+    if (word == "reqid")
       set(op, {"reqid", "reqid"}, value);
-    } else if (word == "src" || word == "dst") {
-      continue;  // the SA has them
-    } else if ((word == "proto" && value == "esp") || (word == "mode" && value == "tunnel") ||
-               (word == "level" && value == "required")) {
-      continue;
-    } else {
-      throw UsageError("tmpl: " + in_quotes(word + " " + value) +
+    else if (!the_sa_has_it && !as_we_do)
+      throw UsageError("tmpl: " + in_quotes(std::string(word).append(" ").append(value)) +
                        " is not possible; write proto esp mode tunnel reqid N");
-    }
   }
   if (!op.contains("action")) op["action"] = "protect";
 }
