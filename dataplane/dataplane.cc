@@ -772,10 +772,15 @@ void Dataplane::refresh_paths() {
 
 // Once a report: routers limit their rate, and the queue is short.
 void Dataplane::State::take_reports(std::vector<Event>& events) {
-  // A few at a time: whoever forges them must not hold this thread.
+  // A few at a time: whoever forges them must not hold this thread. The rest is looked at next.
   constexpr int kMost = 8;
   TooBig report;
-  for (int i = 0; i < kMost && workers.front()->reports().take(report); ++i) {
+  for (int i = 0;; ++i) {
+    if (i == kMost) {
+      ::eventfd_write(event_fd.get(), 1);
+      return;
+    }
+    if (!workers.front()->reports().take(report)) break;
     for (const OutboundSa* sa : tables.all_outbound()) {
       if (!is_about(report, *sa) || !learn(report, *sa, coarse_now_ns())) continue;
       Event event;
