@@ -1,0 +1,77 @@
+"""What a seed's test stands on: hosts, wires between them, and a NAT if the variant wants one."""
+
+import argparse
+import os
+import sys
+
+from lab.namespace import Namespace, exit_on_signals, require_root
+
+from .libreswan import Libreswan
+
+
+def arguments(description):
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--programs", default="build/dev/tools", help="folder of the programs")
+    parser.add_argument("--nat", action="store_true", help="a NAT between the gateways")
+    parser.add_argument("--outer", choices=("v4", "v6"), default="v4")
+    chosen = parser.parse_args()
+    chosen.programs = os.path.abspath(chosen.programs)
+    return chosen
+
+
+class Picture:
+    """A context manager: stops what runs, and shows the logs of a test that failed."""
+
+    def __init__(self, options):
+        require_root()
+        exit_on_signals()
+        self.options = options
+        self.hosts = []
+
+    def add(self, host):
+        self.hosts.append(host)
+        return host
+
+    def libreswan(self, name):
+        return self.add(Libreswan(name, self.options.programs))
+
+    @staticmethod
+    def wire(one, device, address, other, other_device, other_address):
+        """A cable; addresses with their prefix length."""
+        one.join(device, other, other_device)
+        for box, name, own in ((one, device, address), (other, other_device, other_address)):
+            box.ip(f"address add {own} dev {name}" + (" nodad" if ":" in own else ""))
+
+    def nat(self, inside, inside_address, outside, outside_address, public):
+        """`inside` reaches `outside` through a router that puts the address `public` and ports of
+        its own before all that it sends. Returns the router."""
+        router = Namespace("nat")
+        gateway, length = self._neighbour(inside_address)
+        self.wire(inside, "eth0", inside_address, router, "eth0", f"{gateway}/{length}")
+        self.wire(outside, "eth0", outside_address, router, "eth1", public)
+        inside.ip(f"route add default via {gateway}")
+        self.masquerade(router, "eth1")
+        return router
+
+    @staticmethod
+    def masquerade(router, device):
+        router.run("nft", "add table inet nat; add chain inet nat post { type nat hook postrouting "
+                   "priority 100; }; add rule inet nat post meta l4proto udp oifname "
+                   f"{device} masquerade to :20000-30000; add rule inet nat post oifname "
+                   f"{device} masquerade")  # fmt: skip
+
+    @staticmethod
+    def _neighbour(address):
+        address, length = address.split("/")
+        return address.rsplit(".", 1)[0] + ".254", length
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        failed = kind is not None and kind is not SystemExit
+        for host in reversed(self.hosts):
+            host.kill() if failed else host.stop()
+        if failed:
+            for log in (log for host in self.hosts for log in host.logs):
+                print(f"--- {log.name}\n{log.text}", file=sys.stderr)
