@@ -41,6 +41,7 @@ struct Received {
   std::uint8_t* data;  // tun: VnetHdr, then the packet. udp: the UDP payload. raw_esp*: the ESP
                        // header (the engine has stepped over the IPv4 header)
   Endpoint peer;       // sender; port 0 for raw_esp*; unset for tun
+  IpAddress local;     // where it was sent to, if the socket is bound to no address; else unset
 };
 
 // One datagram, or several of `segment_size` bytes (the last maybe shorter) sent as one (UDP GSO).
@@ -52,9 +53,10 @@ struct Datagram {
   const std::uint8_t* data;
   const sockaddr_storage* to;
   socklen_t to_len;
-  std::uint32_t mark = 0;        // SO_MARK; 0: none
-  std::uint8_t hop_limit = 0;    // 0: the system's default
-  std::uint32_t flow_label = 0;  // IPv6, 20 bits; 0: the kernel chooses
+  std::uint32_t mark = 0;             // SO_MARK; 0: none
+  std::uint8_t hop_limit = 0;         // 0: the system's default
+  std::uint32_t flow_label = 0;       // IPv6, 20 bits; 0: the kernel chooses
+  const IpAddress* source = nullptr;  // for sockets bound to no address; copied by send()
 };
 
 // A send or write that failed, and how many packets it held. 0 packets: nothing will be received

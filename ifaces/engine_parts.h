@@ -32,10 +32,11 @@ inline constexpr std::size_t kGroups = 3;
 // In front of a socket's payload lie the multishot header (16), the sender's address and the
 // control messages; the sum puts the payload on a cache line.
 inline constexpr std::size_t kNameBytes = 32;  // sockaddr_in6 is 28
-inline constexpr std::size_t kControlBytes = 80;
+inline constexpr std::size_t kControlBytes = 144;
 inline constexpr std::size_t kSocketHeadroom = 16 + kNameBytes + kControlBytes;
 static_assert(kSocketHeadroom % 64 == 0 && kNameBytes >= sizeof(sockaddr_in6));
-static_assert(kControlBytes >= CMSG_SPACE(sizeof(int)) * 2, "UDP_GRO and one of IP_TOS, TCLASS");
+static_assert(kControlBytes >= CMSG_SPACE(sizeof(int)) * 2 + CMSG_SPACE(sizeof(in6_pktinfo)),
+              "UDP_GRO, one of IP_TOS and TCLASS, one of PKTINFO");
 
 // In front of a TUN packet: so much that its IP header starts a cache line.
 inline constexpr std::size_t kTunHeadroom = 64 - sizeof(VnetHdr);
@@ -129,12 +130,13 @@ class ErrorList {
   bool fresh_ = false;
 };
 
-// The msghdr of one send, with room for UDP_SEGMENT, TOS, mark, hop limit and flow label.
+// The msghdr of one send, with room for UDP_SEGMENT, TOS, mark, hop limit, flow label and source.
 struct TxMessage {
   msghdr header;
   iovec payload;
-  alignas(cmsghdr) std::array<std::uint8_t, CMSG_SPACE(sizeof(std::uint16_t)) +
-                                                4 * CMSG_SPACE(sizeof(int))> control;
+  alignas(cmsghdr)
+      std::array<std::uint8_t, CMSG_SPACE(sizeof(std::uint16_t)) + 4 * CMSG_SPACE(sizeof(int)) +
+                                   CMSG_SPACE(sizeof(in6_pktinfo))> control;
 };
 
 inline constexpr int kIpv6Flowinfo =
@@ -151,6 +153,17 @@ std::size_t put_control(std::uint8_t* at, int level, int type, T value) noexcept
   std::memcpy(at, &h, sizeof h);
   std::memcpy(at + CMSG_LEN(0), &value, sizeof value);
   return CMSG_SPACE(sizeof value);
+}
+
+inline std::size_t put_source(std::uint8_t* at, const IpAddress& source) noexcept {
+  if (source.family == Family::v6) {
+    in6_pktinfo info{};
+    std::memcpy(&info.ipi6_addr, source.bytes.data(), sizeof info.ipi6_addr);
+    return put_control(at, SOL_IPV6, IPV6_PKTINFO, info);
+  }
+  in_pktinfo info{};
+  std::memcpy(&info.ipi_spec_dst, source.bytes.data(), sizeof info.ipi_spec_dst);
+  return put_control(at, SOL_IP, IP_PKTINFO, info);
 }
 
 // `message` refers to the datagram's bytes and address, which must outlive its use.
@@ -174,6 +187,8 @@ inline void render(const Datagram& d, TxMessage& message) noexcept {
     if (d.flow_label != 0 && v6)
       used += put_control(control + used, SOL_IPV6, kIpv6Flowinfo, htonl(d.flow_label));
   }
+  if (d.source != nullptr) [[unlikely]]
+    used += put_source(control + used, *d.source);
   message.header = {};
   message.header.msg_name = const_cast<sockaddr_storage*>(d.to);
   message.header.msg_namelen = d.to_len;
@@ -183,7 +198,16 @@ inline void render(const Datagram& d, TxMessage& message) noexcept {
   message.header.msg_controllen = used;
 }
 
-// Takes the segment size and the TOS out of what the kernel wrote.
+inline void parse_destination(const std::uint8_t* value, std::size_t bytes, bool v6,
+                              IpAddress& local) noexcept {
+  const std::size_t at = v6 ? offsetof(in6_pktinfo, ipi6_addr) : offsetof(in_pktinfo, ipi_addr);
+  const std::size_t size = v6 ? sizeof(in6_addr) : sizeof(in_addr);
+  if (bytes < at + size) return;
+  local.family = v6 ? Family::v6 : Family::v4;
+  std::memcpy(local.bytes.data(), value + at, size);
+}
+
+// Takes segment size, TOS and destination out of what the kernel wrote.
 inline void parse_control(const std::uint8_t* p, std::size_t left, Received& r) noexcept {
   while (left >= sizeof(cmsghdr)) {
     cmsghdr h;
@@ -204,6 +228,9 @@ inline void parse_control(const std::uint8_t* p, std::size_t left, Received& r) 
     } else if ((h.cmsg_level == SOL_IP && h.cmsg_type == IP_TOS) ||
                (h.cmsg_level == SOL_IPV6 && h.cmsg_type == IPV6_TCLASS)) {
       r.tos = static_cast<std::uint8_t>(number);
+    } else if ((h.cmsg_level == SOL_IP && h.cmsg_type == IP_PKTINFO) ||
+               (h.cmsg_level == SOL_IPV6 && h.cmsg_type == IPV6_PKTINFO)) {
+      parse_destination(value, bytes, h.cmsg_level == SOL_IPV6, r.local);
     }
     const std::size_t step = CMSG_ALIGN(h.cmsg_len);
     if (step >= left) return;

@@ -114,6 +114,12 @@ class Setup {
       set(SOL_IP, IP_MTU_DISCOVER, v4, "IP_MTU_DISCOVER");
     }
   }
+  void report_destination() {
+    if (v6_)
+      set(SOL_IPV6, IPV6_RECVPKTINFO, 1, "IPV6_RECVPKTINFO");
+    else
+      set(SOL_IP, IP_PKTINFO, 1, "IP_PKTINFO");
+  }
   void receive_nothing() {
     attach(SO_ATTACH_FILTER, {sock_filter{BPF_RET | BPF_K, 0, 0, 0}}, "SO_ATTACH_FILTER");
   }
@@ -163,9 +169,10 @@ UniqueFd open_udp(const Endpoint& local, Shard shard, OuterOptions options) {
   s.common(options);
   // Where it is missing every datagram simply arrives alone.
   s.try_set(SOL_UDP, UDP_GRO, 1);
-  if (shard.workers > 1) s.set(SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
+  if (shard.workers > 1 || options.shared) s.set(SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
+  if (local.address.is_any()) s.report_destination();
   s.bind(local);
-  if (shard.workers > 1)
+  if (shard.workers > 1 && !options.shared)
     s.attach(SO_ATTACH_REUSEPORT_CBPF, worker_by_spi(shard.workers), "SO_ATTACH_REUSEPORT_CBPF");
   return s.finish();
 }

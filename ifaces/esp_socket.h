@@ -27,6 +27,9 @@ enum class Fragmenting : std::uint8_t {
 struct OuterOptions {
   std::uint32_t mark = 0;  // SO_MARK on what is sent; 0: none
   Fragmenting fragmenting = Fragmenting::refuse_path;
+  // UDP: on a port that is shared with an IKE daemon (shared_port.h), whose program chooses the
+  // receiver. Without an address: Received::local says where a packet was sent to.
+  bool shared = false;
 };
 
 // Non-blocking, GRO on, TOS and traffic class reported, large buffers. Throws std::system_error
