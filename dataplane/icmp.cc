@@ -169,6 +169,8 @@ bool parse_too_big(std::span<const std::uint8_t> message, bool ipv6, TooBig& rep
     return parse_quote6(quote, report);
   }
   if (message[0] != kUnreachable4 || message[1] != kFragNeeded) return false;
+  // A raw socket of IPv4 gets its copy before the kernel looks at the checksum; ICMPv6 after.
+  if (fold(sum_bytes(message.data(), message.size())) != 0xffff) return false;
   report.mtu = load_be<std::uint16_t>(&message[6]);
   return parse_quote4(quote, report);
 }

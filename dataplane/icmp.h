@@ -41,8 +41,9 @@ struct TooBig {
 };
 
 // Reads an ICMP (IPv4) or ICMPv6 message that a raw socket received, without its IP header. False
-// if it is no "too big", or does not quote the start of an ESP packet up to its SPI: who cannot
-// show the SPI may never have seen one of our packets (RFC 4301 §8.2.1). Any bytes may come.
+// if it is no "too big", has a wrong checksum (IPv4: of IPv6 the kernel has looked), or does not
+// quote the start of an ESP packet up to its SPI: who cannot show the SPI may never have seen one
+// of our packets (RFC 4301 §8.2.1). Any bytes may come.
 [[nodiscard]] bool parse_too_big(std::span<const std::uint8_t> message, bool ipv6,
                                  TooBig& report) noexcept;
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "dataplane/checksum.h"
 #include "dataplane/device.h"
 #include "tests/unit/dataplane/sa_pair.h"
@@ -143,6 +145,13 @@ TEST(Icmp, NeverAboutAnError6) {
   EXPECT_TRUE(error_about(p, IcmpReason::too_big).empty());
 }
 
+Bytes summed(Bytes m) {
+  m[2] = m[3] = 0;
+  const auto sum = static_cast<std::uint16_t>(~fold(sum_bytes(m.data(), m.size())));
+  std::memcpy(&m[2], &sum, sizeof sum);
+  return m;
+}
+
 // A report about the packet of an SA, as a router makes it.
 Bytes report4(std::uint16_t mtu, std::uint8_t protocol, const Bytes& payload) {
   Bytes m = {3,    4, 0,  0, 0, 0, 0,   0, 0x45, 0, 0x05, 0xdc, 0, 0,
@@ -150,7 +159,7 @@ Bytes report4(std::uint16_t mtu, std::uint8_t protocol, const Bytes& payload) {
   store_be(&m[6], mtu);
   m[8 + 9] = protocol;
   m.insert(m.end(), payload.begin(), payload.end());
-  return m;
+  return summed(m);
 }
 
 const Bytes kUdpEsp = {0x11, 0x94, 0x11, 0x95, 0x05, 0xc8, 0, 0,
@@ -185,23 +194,38 @@ TEST(Icmp, T24ReadsReports) {
 TEST(Icmp, T24RefusesWhatShowsNoSpi) {
   TooBig r;
   const Bytes whole = report4(1300, 17, kUdpEsp);
+  const auto first_of = [](const Bytes& m, std::size_t n) {
+    const Bytes part(m.begin(), m.begin() + static_cast<std::ptrdiff_t>(n));
+    return n < 4 ? part : summed(part);
+  };
   for (std::size_t n = 0; n < whole.size() - 4; ++n)
-    EXPECT_FALSE(parse_too_big(std::span(whole).first(n), false, r)) << n;
-  EXPECT_TRUE(parse_too_big(std::span(whole).first(whole.size() - 4), false, r));
+    EXPECT_FALSE(parse_too_big(first_of(whole, n), false, r)) << n;
+  EXPECT_TRUE(parse_too_big(first_of(whole, whole.size() - 4), false, r));
   for (const std::uint8_t protocol : Bytes{0, 1, 6, 58})
     EXPECT_FALSE(parse_too_big(report4(1300, protocol, kUdpEsp), false, r));
   Bytes bad = whole;
   bad[1] = 1;  // host unreachable
-  EXPECT_FALSE(parse_too_big(bad, false, r));
+  EXPECT_FALSE(parse_too_big(summed(bad), false, r));
   bad = whole;
   bad[8] = 0x4f;  // options beyond the end
-  EXPECT_FALSE(parse_too_big(bad, false, r));
+  EXPECT_FALSE(parse_too_big(summed(bad), false, r));
   bad[8] = 0x41;
-  EXPECT_FALSE(parse_too_big(bad, false, r));
+  EXPECT_FALSE(parse_too_big(summed(bad), false, r));
   bad = whole;
   bad[8 + 7] = 1;  // a later fragment
-  EXPECT_FALSE(parse_too_big(bad, false, r));
+  EXPECT_FALSE(parse_too_big(summed(bad), false, r));
   EXPECT_FALSE(parse_too_big(whole, true, r));
+}
+
+// The raw socket has its copy before the kernel checks the sum: any bit that is wrong is seen here.
+TEST(Icmp, T24RefusesAWrongChecksum) {
+  TooBig r;
+  const Bytes whole = report4(1300, 17, kUdpEsp);
+  for (std::size_t bit = 0; bit < whole.size() * 8; ++bit) {
+    Bytes bad = whole;
+    bad[bit / 8] = static_cast<std::uint8_t>(bad[bit / 8] ^ 1U << bit % 8);
+    EXPECT_FALSE(parse_too_big(bad, false, r)) << bit;
+  }
 }
 
 TEST(Icmp, TokenBucket) {
