@@ -107,6 +107,10 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   devices_.emplace(*dataplane_, netlink_, log_);
   site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
   api_.emplace(*control_, *dataplane_, *devices_, netlink_);
+  event_log_.emplace(log_, [this](dataplane::SaId id) {
+    const auto sa = dataplane_->sa(id);
+    return sa ? sa->name : std::string();
+  });
   add_operations();
   open_xfrm();
   log_start();
@@ -458,6 +462,8 @@ void Daemon::open_xfrm() {
 
 void Daemon::take_events() {
   const std::vector<dataplane::Event> events = dataplane_->take_events();
+  // Before the others: they remove what has expired.
+  for (const dataplane::Event& event : events) event_log_->tell(event, Clock::now());
   api_->take(events);
   if (xfrm_) xfrm_->take(events);
 }

@@ -21,6 +21,7 @@
 #include "tools/control_api.h"
 #include "tools/control_server.h"
 #include "tools/device_pool.h"
+#include "tools/event_log.h"
 #include "tools/log.h"
 #include "tools/running_conn.h"
 
@@ -119,6 +120,7 @@ class Daemon {
   std::optional<DevicePool> devices_;
   std::optional<Site> site_;
   std::optional<ControlApi> api_;
+  std::optional<EventLog> event_log_;
   std::unique_ptr<xfrm::Server> xfrm_;
   std::map<std::string, Slot> conns_;  // by name; those of config_
   std::uint32_t next_reqid_;

@@ -193,6 +193,9 @@ std::function<void()> RunningConn::stop() noexcept {
     policies_.clear();
     const auto out = out_ ? site_.dataplane.sa(*out_) : std::nullopt;
     const auto in = in_ ? site_.dataplane.sa(*in_) : std::nullopt;
+    // An SA that somebody else removed took its number along: what was reserved stays used, as
+    // after a crash.
+    const bool known = out.has_value() == out_.has_value() && in.has_value() == in_.has_value();
     if (out_) site_.dataplane.remove_sa(*out_);
     if (in_) site_.dataplane.remove_sa(*in_);
     out_.reset();
@@ -200,6 +203,7 @@ std::function<void()> RunningConn::stop() noexcept {
     device_.release();
     if (!keeper_ || stopped_) return {};
     stopped_ = true;
+    if (!known) return {};
     return [this, next = out ? out->seq : keeper_->first(),
             received = in ? in->seq : keeper_->received()] { keeper_->close(next, received); };
   } catch (const std::exception& e) {

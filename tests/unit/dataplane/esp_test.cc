@@ -118,12 +118,50 @@ TEST(Esp, ZeroIsNoNumber) {
 }
 
 // A9, A10: ESN across 2^32, and a late one from before.
-TEST(Esp, EsnWraps) {
+TEST(Esp, A9A10EsnWraps) {
   SaPair pair(true, crypto::Suite::aes_gcm256, 64);
   for (const std::uint64_t seq :
        {0xfffffffcULL, 0x100000006ULL, 0x100000005ULL, 0x100000000ULL, 0xfffffffdULL})
     EXPECT_EQ(pair.open({pair.seal(seq, inner_v4(40))}).inner.size(), 1U) << seq;
   EXPECT_EQ(pair.in.window.top(), 0x100000006ULL);
+}
+
+// A13, T6: a jump is believed when its ICV is right, and only then.
+TEST(Esp, A13ForgedJumpLeavesTheState) {
+  constexpr std::uint32_t kWindow = 4096;
+  for (const std::uint64_t jump : {1ULL << 31, (1ULL << 32) - 2ULL * kWindow}) {
+    SaPair pair(true, crypto::Suite::aes_gcm256, kWindow, 0xfffff000ULL);
+    const std::uint64_t top = pair.in.window.top();
+    Bytes forged = pair.seal(top + jump, inner_v4(40));
+    forged[forged.size() - 5] ^= 0x80;
+    EXPECT_EQ(pair.lost(forged), Drop::integrity);
+    EXPECT_EQ(pair.in.window.top(), top);
+    EXPECT_EQ(pair.open({pair.seal(top + 2, inner_v4(40))}).inner.size(), 1U);
+    EXPECT_EQ(pair.open({pair.seal(top + 1, inner_v4(40))}).inner.size(), 1U);
+    EXPECT_EQ(pair.open({pair.seal(top + jump, inner_v4(40))}).inner.size(), 1U);
+    EXPECT_EQ(pair.in.window.top(), top + jump);
+    EXPECT_EQ(pair.lost(pair.seal(top + 2, inner_v4(40))), Drop::integrity);  // too old to be told
+  }
+}
+
+// A14: no resynchronisation (RFC 4303 A3 is a MAY): after 2^32 lost packets nothing is taken, at
+// the price of one failed open each, and the SA is to be replaced.
+TEST(Esp, A14NoResynchronisation) {
+  SaPair pair(true, crypto::Suite::aes_gcm256, 64, 1000);
+  EXPECT_EQ(pair.lost(pair.seal((1ULL << 32) + 1001, inner_v4(40))), Drop::integrity);
+  EXPECT_EQ(pair.in.window.top(), 1000U);
+  EXPECT_EQ(pair.open({pair.seal(1001, inner_v4(40))}).inner.size(), 1U);
+}
+
+// 4303-4: without a window a packet may come again and again, if its ICV is right.
+TEST(Esp, NoWindow) {
+  SaPair pair(false, crypto::Suite::aes_gcm256, 0);
+  const Bytes packet = pair.seal(7, inner_v4(40));
+  EXPECT_EQ(pair.open({packet, packet, pair.seal(0xffffffff, inner_v4(40)), packet}).inner.size(),
+            4U);
+  Bytes forged = packet;
+  forged.back() ^= 1;
+  EXPECT_EQ(pair.lost(forged), Drop::integrity);
 }
 
 // The high half is authenticated: the same low half under another high half is a forgery.
