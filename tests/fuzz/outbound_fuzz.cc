@@ -1,8 +1,10 @@
 // From the TUN to the outer socket: any virtio header and any packet behind it; and what was
 // sealed, opened again by the twin of its SA.
 //
-//   input: SETUP (as inbound_fuzz.cc), then reads of the TUN until the bytes end
+//   input: SETUP (as inbound_fuzz.cc), OPTIONS, then reads of the TUN until the bytes end
+//   OPTIONS  bits 0–1: what the path carries   2–3: TFC padding   4: MSS   5: DF cleared
 //   read     length (2), bytes: a VnetHdr and a packet
+#include <array>
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -25,6 +27,7 @@ constexpr std::size_t kHeadroom = 64;
 struct Setup {
   explicit Setup(Input& input)
       : choice(input.byte()),
+        options(input.byte()),
         pair((choice & 0x80) != 0,
              crypto::suites()[(choice & 0x3f) % crypto::suites().size()].suite, 65536),
         outbound(0, engine, counters, events),
@@ -38,6 +41,7 @@ struct Setup {
     pair.in.socket = pair.out.socket = &socket;
     pair.in.set_local(local);
     pair.out.seq_limit = 1'000'000;
+    set_options();
     pair.device.counters = std::make_unique<DeviceCounters[]>(1);
     pair.device.ports = {0};
     pair.binding.selectors.clear();
@@ -55,7 +59,18 @@ struct Setup {
     for (const Policy& policy : policies) pair.device.policies.remove(policy);
   }
 
-  std::uint8_t choice;
+  void set_options() {
+    constexpr std::array<std::uint32_t, 4> kPaths = {0, 576, 1280, 1400};
+    constexpr std::array<std::uint32_t, 4> kTfc = {0, 300, 2000, kTfcToMtu};
+    path = kPaths[options & 3];
+    pair.out.peer->path().set_link(path);
+    pair.out.tfc_padding = kTfc[options >> 2 & 3];
+    pair.out.mss_clamp = (options & 0x10) != 0 ? kMssToPath : std::uint16_t{0};
+    pair.out.outer.clear_df = (options & 0x20) != 0;
+  }
+
+  std::uint8_t choice, options;
+  std::uint32_t path = 0;
   SaPair pair;
   OuterSocket socket;
   Sad sad;
@@ -79,6 +94,10 @@ std::uint64_t open_all(Setup& s) {
     const std::size_t segments =
         sent.segment_size == 0 ? 1 : (size + sent.segment_size - 1) / sent.segment_size;
     require(segments == sent.packets, "a send of another number of datagrams");
+    // Below it only IPv6 is sent, which nobody sends in smaller pieces than 1280 bytes.
+    constexpr std::size_t kOuter = 20 + 8, kCarriesAnyIpv6 = 1400;
+    if (s.path >= kCarriesAnyIpv6 && !s.pair.out.outer.clear_df)
+      require((segments == 1 ? size : sent.segment_size) + kOuter <= s.path, "too long a datagram");
     auto& buffer = buffers.emplace_back(kHeadroom + size);
     std::copy(sent.bytes.begin(), sent.bytes.end(), buffer.begin() + kHeadroom);
     ifaces::Received& received = turn.emplace_back();

@@ -103,7 +103,7 @@ def outbound_seeds():
     def reads(*packets):
         return b"".join(struct.pack("!H", len(p)) + p for p in packets)
 
-    for setup in (b"\x00", b"\x41", b"\xc2", b"\x86"):
+    for setup in (b"\x00\x00", b"\x41\x00", b"\xc2\x17", b"\x86\x2d", b"\x00\x0b"):
         for packets in inner_packets():
             yield setup + reads(*map(vnet, packets))
         for wrap, header, kind in ((ipv4, 20, 1), (ipv6, 40, 4)):
@@ -153,6 +153,76 @@ def keys_seeds():
         yield ("".join(lines) + lines[number]).encode()
 
 
+def icmp_seeds():
+    def message(wrap, protocol, payload, kind, code, mtu):
+        quote = wrap(protocol, payload)
+        return struct.pack("!BBHI", kind, code, 0, mtu) + quote
+
+    esp = struct.pack("!II", 0x1001, 7) + bytes(16)
+    in_udp = struct.pack("!HHHH", 4500, 4500, 8 + len(esp), 0) + esp
+    for mtu in (0, 1, 68, 576, 1280, 1399, 1500, 65535):
+        for protocol, payload in ((17, in_udp), (50, esp), (6, esp)):
+            yield b"\x04\0\0" + message(ipv4, protocol, payload, 3, 4, mtu)
+            yield b"\x01\0\0" + message(ipv6, protocol, payload, 2, 0, mtu)
+    for packets in inner_packets():
+        for packet in packets:
+            for flags in (0x02, 0x12, 0x22):
+                yield bytes([flags, 5, 0]) + packet
+
+
+def operations():
+    key = '"key":"0x' + "17" * 36 + '"'
+    sa = ('"direction":"out","spi":4097,"reqid":7,"source":"192.0.2.1","destination":"192.0.2.2",'
+          '"suite":"aes_gcm256",')
+    policy = '"op":"policy-add","direction":"out","source":"10.0.0.0/8","destination":"10.1.0.0/16"'
+    yield from ('"op":"status"', '"op":"sa-list","limit":2', '"op":"policy-list","after":1',
+                '"op":"vti-list"', '"op":"sa-count"', '"op":"subscribe"', '"op":"flush","what":"sa"',
+                '"op":"sa-get","spi":4097,"destination":"192.0.2.2"', '"op":"sa-delete","id":1',
+                '"op":"nothing"', '"op":[]', '"op":"ike-socket","local":"192.0.2.1","port":4501')
+    yield '"op":"sa-add",' + sa + key
+    yield ('"op":"sa-add",' + sa + key + ',"encapsulation":"udp","seq":9,"seq_limit":"0xff",'
+           '"lifetime":{"bytes":{"soft":1,"hard":18446744073709551615},"seconds":{"hard":'
+           '18446744073709551615}},"outer":{"dscp":"no","df":"clear"},"tfc":"mtu","mss_clamp":"path",'
+           '"mark":"5/0xff","name":"a"')
+    yield '"op":"sa-add",' + sa.replace("out", "in").replace('.1"', '.3"') + key + ',"window":64'
+    yield policy + ',"action":"protect","reqid":7,"mark":5,"priority":3,"trap":true'
+    yield policy + ',"protocol":"tcp","source_port":"1-9","action":"discard"'
+    yield '"op":"vti-add","name":"fuzz0","okey":1,"ikey":2,"local":"192.0.2.1","mtu":1400'
+    yield ('"op":"batch","ops":[{"op":"sa-add",' + sa + key + '},{"op":"sa-update","spi":4097,'
+           '"destination":"192.0.2.2","peer_port":4501},{' + policy + "}]")
+    yield '"op":"batch","more":true,"ops":[{' + policy + "}]"
+
+
+def control_seeds():
+    lines = [("{\"version\":1," + body + "}\n").encode() for body in operations()]
+    for line in lines:
+        yield b"\0" + line
+        yield b"\x07" + line + lines[0]
+    yield b"\0" + b"".join(lines)
+    yield b"\0" + lines[12] + b'{"version":1,"op":"sa-dummy","id":1,"count":3}\n' + lines[1]
+
+
+def words_seeds():
+    sa = "src 192.0.2.1 dst 192.0.2.2 spi 0x1001 suite aes_gcm256 reqid 7 "
+    key = "key 0x" + "17" * 36
+    for words in ("add " + sa + key,
+                  "add " + sa + key + " mark 5 mask 0xff enc espinudp 4500 4500 0.0.0.0",
+                  "add " + sa + key + " limit byte-soft 9 limit time-hard 77 flag esn window 64",
+                  "add " + sa + key + " dscp 46 df clear hop-limit 9 tfc mtu mss path name a",
+                  "update spi 0x1001 dst 192.0.2.2 peer 192.0.2.9 peer-port 99", "list", "del id 3"):
+        yield b"\0" + words.encode()
+    for words in ("add dir out src 10.0.0.0/8 dst 10.1.0.0/16 mark 5 tmpl proto esp reqid 7",
+                  "add dir in src 10.0.0.1-10.0.0.9 proto udp sport 1-9 dport 53 action block",
+                  "add dir out src fd00::/8 proto icmpv6 type 128 code 0 action allow", "list"):
+        yield b"\1" + words.encode()
+    yield b"\2add vti01 mode vti local 192.0.2.1 remote any key 5 address 10.0.1.1/24 mtu 1400"
+    yield b"\2del vti01"
+    yield (b'\3{"spi":"0x00001001","direction":"out","source":"192.0.2.1","seq":1,"esn":true,"id":1,'
+           b'"lifetime":{"bytes":{"soft":0,"hard":9}},"packets":1,"time":1e9,"event":"acquire",'
+           b'"flow":{"source":"10.0.0.1","protocol":"tcp"},"drops":{"late":1},"name":"vti01"}')
+    yield b'\3{"sas":[{"spi":1}],"conns":[{"name":"a","up":true}],"devices":[{"name":"vti01"}]}'
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", required=True)
@@ -163,6 +233,9 @@ def main():
         "outbound": outbound_seeds(),
         "config": config_seeds(),
         "keys": keys_seeds(),
+        "icmp": icmp_seeds(),
+        "control": control_seeds(),
+        "words": words_seeds(),
     }
     for target, seeds in makers.items():
         folder = os.path.join(options.out, target)

@@ -7,6 +7,7 @@
 """
 
 import struct
+import time
 
 from lab import sites, traffic
 from lab.wire import ESP, UDP, Capture, Injector, outer
@@ -140,11 +141,21 @@ def follow(attack, lab, pair, wire):
     peer_is_at(4500)
 
 
+def audited(lab, seconds):
+    """RFC 4303 §3.4.3, §3.4.4: what was refused is in the log; T16: but not a line for each."""
+    for what in ("for no SA", "with a wrong ICV", "seen before or too old"):
+        line = lab.b.wait_line(what)
+        assert "the last from " in line and lab.right in line, line
+        told = [line for line in lab.b.lines if what in line]
+        assert len(told) <= seconds + 2, f"{len(told)} lines in {seconds:.0f} s: {what}"
+
+
 def main():
     options = sites.arguments(__doc__)
     with sites.Sites(options) as lab:
         lab.gateways()
         lab.b.take_baseline()
+        begun = time.monotonic()
         injector = Injector(lab.gw_a, "eth0", lab.gw_b.mac("eth0"))
         with traffic.UdpPair(
             lab.pc_a, lab.pc_b, sites.PC_A["v4"], sites.PC_B["v4"]
@@ -172,6 +183,7 @@ def main():
             assert not pair.drain(), "PC-B got what nobody sent"
             came = len(inside.packets())
             assert came == attack.good + withheld, f"{came} packets came out of vti01"
+        audited(lab, time.monotonic() - begun)
 
 
 if __name__ == "__main__":
