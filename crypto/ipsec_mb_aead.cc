@@ -47,13 +47,11 @@ class JobKey final : public AeadKey {
   }
 
   void seal(std::span<AeadOp> ops) const noexcept override {
-    for (; ops.size() > kBurst; ops = ops.subspan(kBurst)) seal_burst(ops.first(kBurst));
-    seal_burst(ops);
+    in_bursts(ops, [this](std::span<AeadOp> burst) { seal_burst(burst); });
   }
 
   void open(std::span<AeadOp> ops) const noexcept override {
-    for (; ops.size() > kBurst; ops = ops.subspan(kBurst)) open_burst(ops.first(kBurst));
-    open_burst(ops);
+    in_bursts(ops, [this](std::span<AeadOp> burst) { open_burst(burst); });
   }
 
   [[nodiscard]] bool shareable() const noexcept override { return true; }

@@ -24,6 +24,12 @@ inline constexpr std::size_t kFewPackets = 8;
 // The largest batch that is handed over at once.
 inline constexpr std::size_t kBurst = 64;
 
+template <typename Burst>
+void in_bursts(std::span<AeadOp> ops, Burst&& burst) noexcept {
+  for (; ops.size() > kBurst; ops = ops.subspan(kBurst)) burst(ops.first(kBurst));
+  burst(ops);
+}
+
 using AesKeyExpansion = void (*)(const void* key, void* encrypt, void* decrypt);
 [[nodiscard]] AesKeyExpansion aes_key_expansion(const IMB_MGR& manager, std::size_t key);
 
