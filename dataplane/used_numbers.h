@@ -2,19 +2,23 @@
 // IKE daemon deletes an SA and adds it again when an address changes) goes on behind that. With
 // AES-GCM a number that is used twice under a key gives the game away (RFC 4106 §3.1).
 //
-// A table of fixed size, made once: entries that stay among what comes and goes would keep the heap
-// from shrinking. A name is random, so a few bytes of it are its place. The oldest are forgotten:
-// of 10,000 keys one in a thousand.
+// Two tables of fixed size, the later of which is filled; when it is full it becomes the earlier
+// one, whose keys are forgotten. So the last `keys` are always known, whatever comes and goes, and
+// nothing is left on the heap. Of a name, which is random, eight bytes are kept: a key that is
+// taken for another only starts higher.
 //
 // Thread safety: the control thread.
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <vector>
+#include <memory>
+#include <new>
+#include <utility>
 
 #include "crypto/fingerprint.h"
 
@@ -22,43 +26,60 @@ namespace espalier::dataplane {
 
 class UsedNumbers {
  public:
-  static constexpr std::size_t kSets = 4096;
+  static constexpr std::size_t kKeys = std::size_t{3} << 16;  // known at least; 4 MiB a table
 
-  explicit UsedNumbers(std::size_t sets = kSets) : sets_(sets) {}
+  explicit UsedNumbers(std::size_t keys = kKeys)
+      : keys_(keys), mask_(std::bit_ceil(keys + keys / 3) - 1) {}
 
-  void remember(const crypto::Fingerprint& key, std::uint64_t next) {
-    Set& set = set_of(key);
-    auto entry = std::find_if(set.begin(), set.end(),
-                              [&key](const Entry& e) { return e.next != 0 && e.key == key; });
-    if (entry == set.end())
-      entry = std::min_element(set.begin(), set.end(),
-                               [](const Entry& a, const Entry& b) { return a.age < b.age; });
-    const std::uint64_t before = entry->key == key ? entry->next : 0;
-    *entry = {key, std::max(before, next), ++clock_};
+  void remember(const crypto::Fingerprint& key, std::uint64_t next) noexcept {
+    const std::uint64_t name = name_of(key);
+    const std::uint64_t before = this->next(key);
+    if (count_ == keys_) {
+      std::swap(earlier_, later_);
+      std::fill_n(later_.get(), mask_ + 1, Entry{});
+      count_ = 0;
+    }
+    Entry& entry = place_of(later_, name);
+    if (entry.next == 0) ++count_;
+    entry = {name, std::max(before, next)};
   }
   // The first number that may be used; 1 for a key that is new.
-  [[nodiscard]] std::uint64_t next(const crypto::Fingerprint& key) {
-    for (const Entry& entry : set_of(key))
-      if (entry.next != 0 && entry.key == key) return entry.next;
-    return 1;
+  [[nodiscard]] std::uint64_t next(const crypto::Fingerprint& key) const noexcept {
+    const std::uint64_t name = name_of(key);
+    return std::max({std::uint64_t{1}, place_of(later_, name).next, place_of(earlier_, name).next});
   }
 
  private:
   struct Entry {
-    crypto::Fingerprint key{};
+    std::uint64_t name = 0;
     std::uint64_t next = 0;  // 0: free
-    std::uint64_t age = 0;
   };
-  using Set = std::array<Entry, 8>;
-
-  Set& set_of(const crypto::Fingerprint& key) {
-    std::uint64_t place = 0;
-    std::memcpy(&place, key.data(), sizeof place);
-    return sets_[place % sets_.size()];
+  // Never full. From calloc, so that what is not used takes no memory.
+  struct Free {
+    void operator()(Entry* table) const noexcept { std::free(table); }
+  };
+  using Table = std::unique_ptr<Entry[], Free>;
+  [[nodiscard]] Table make_table() const {
+    void* table = std::calloc(mask_ + 1, sizeof(Entry));
+    if (table == nullptr) throw std::bad_alloc();
+    return Table(static_cast<Entry*>(table));
   }
 
-  std::vector<Set> sets_;
-  std::uint64_t clock_ = 0;
+  static std::uint64_t name_of(const crypto::Fingerprint& key) noexcept {
+    std::uint64_t name = 0;
+    std::memcpy(&name, key.data(), sizeof name);
+    return name;
+  }
+  // Where `name` is, or would be.
+  [[nodiscard]] Entry& place_of(const Table& table, std::uint64_t name) const noexcept {
+    std::size_t place = name & mask_;
+    while (table[place].next != 0 && table[place].name != name) place = (place + 1) & mask_;
+    return table[place];
+  }
+
+  std::size_t keys_, mask_;
+  std::size_t count_ = 0;  // in `later_`
+  Table earlier_ = make_table(), later_ = make_table();
 };
 
 }  // namespace espalier::dataplane

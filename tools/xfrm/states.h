@@ -68,7 +68,7 @@ class States {
   std::multimap<Clock::time_point, std::uint64_t> ends_;
   std::uint64_t next_serial_ = 1;
   // Inbound: what was seen under a key stays seen when the key comes back.
-  dataplane::UsedNumbers seen_{dataplane::UsedNumbers::kSets / 4};
+  dataplane::UsedNumbers seen_{dataplane::UsedNumbers::kKeys / 4};
 };
 
 }  // namespace espalier::tools::xfrm
