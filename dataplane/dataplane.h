@@ -79,7 +79,7 @@ class Dataplane {
   };
 
   // Starts the workers. `registry` must outlive this.
-  Dataplane(const crypto::Registry& registry, Options options);
+  Dataplane(const crypto::Registry& registry, const Options& options);
   ~Dataplane();  // stops the workers, closes devices and sockets
   Dataplane(const Dataplane&) = delete;
   Dataplane& operator=(const Dataplane&) = delete;

@@ -11,7 +11,9 @@
 
 namespace espalier::dataplane {
 
-// Immutable; replaced whole. An SA without limits has none.
+// Immutable; replaced whole. An SA without limits has none. Counters are read before a run of
+// packets and written after it, so workers that share an SA may together pass a hard limit by a run
+// each.
 struct Limits {
   static constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
 
@@ -29,6 +31,11 @@ struct Limits {
   // May one more packet pass when so much has passed?
   [[nodiscard]] bool admits(std::uint64_t packets, std::uint64_t bytes) const noexcept {
     return packets < hard_packets && bytes < hard_bytes;
+  }
+  // How many of `wanted` more packets may pass?
+  [[nodiscard]] std::uint64_t admitted(std::uint64_t wanted, std::uint64_t packets,
+                                       std::uint64_t bytes) const noexcept {
+    return admits(packets, bytes) ? std::min(wanted, hard_packets - packets) : 0;
   }
   [[nodiscard]] bool soft_reached(std::uint64_t packets, std::uint64_t bytes) const noexcept {
     return packets >= soft_packets || bytes >= soft_bytes;

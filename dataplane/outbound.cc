@@ -302,10 +302,14 @@ void Outbound::send_fragments(OutboundSa& sa, const Item& item, const Room& room
     const std::size_t length = segment_length(item.plan, i);
     write_segment(item.plan, item.packet, i, scratch_.get());
     Fragmenter fragments({scratch_.get(), length}, room.longest);
-    const bool ended = limits != nullptr && within(*limits, sa.counters, std::span(&item, 1)) == 0;
-    const Numbers numbers = reserve(sa, fragments.count(), ended ? 0 : fragments.count());
-    if (numbers.count < fragments.count())
-      counters_.drop(numbers.why, fragments.count() - numbers.count);
+    const std::uint64_t wanted = fragments.count();
+    std::uint64_t admitted = wanted;
+    if (limits != nullptr)
+      admitted = limits->admitted(wanted, sa.counters.packets.load(std::memory_order_relaxed),
+                                  sa.counters.bytes.load(std::memory_order_relaxed));
+    const Numbers numbers = reserve(sa, wanted, admitted);
+    if (numbers.count < wanted) counters_.drop(numbers.why, wanted - numbers.count);
+    if (numbers.count == 0) continue;
     std::uint64_t bytes = 0;
     for (std::uint64_t seq = numbers.first; seq < numbers.first + numbers.count; ++seq) {
       const std::size_t piece = fragments.next_length();
@@ -313,6 +317,7 @@ void Outbound::send_fragments(OutboundSa& sa, const Item& item, const Room& room
       bytes += piece;
     }
     sa.counters.count(numbers.count, bytes, now_ns_);
+    if (limits != nullptr) reporter_.judge(sa, *limits);
     bump(counters.tx_packets, 1);
     bump(counters.tx_bytes, length);
   }

@@ -86,6 +86,16 @@ class PtrIndex {
     }
   }
 
+  // Control thread. Puts `node` in the place of `old`, which is there and has the same key.
+  void replace(const Node& old, Node& node) noexcept {
+    Table* table = table_.load(std::memory_order_relaxed);
+    const std::uint64_t hash = Traits::hash(Traits::key(old));
+    std::size_t i = hash & table->mask;
+    while (table->slots[i].load(std::memory_order_relaxed) != slot_of(old, hash))
+      i = (i + 1) & table->mask;
+    table->slots[i].store(slot_of(node, hash), std::memory_order_release);
+  }
+
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
   // Control thread, after a grace period: frees the arrays that growing left behind.
@@ -108,6 +118,9 @@ class PtrIndex {
     std::unique_ptr<std::atomic<Slot>[]> slots;
   };
 
+  static Slot slot_of(const Node& node, std::uint64_t hash) noexcept {
+    return reinterpret_cast<Slot>(&node) | hash >> kPointerBits << kPointerBits;
+  }
   static Node* node_of(Slot slot) noexcept {
     // NOLINTNEXTLINE(performance-no-int-to-ptr): made from a pointer by place()
     return reinterpret_cast<Node*>(slot & ((Slot{1} << kPointerBits) - 1));
@@ -120,8 +133,7 @@ class PtrIndex {
     const std::uint64_t hash = Traits::hash(Traits::key(*node));
     std::size_t i = hash & table.mask;
     while (table.slots[i].load(std::memory_order_relaxed) != 0) i = (i + 1) & table.mask;
-    const Slot slot = reinterpret_cast<Slot>(node) | hash >> kPointerBits << kPointerBits;
-    table.slots[i].store(slot, std::memory_order_release);
+    table.slots[i].store(slot_of(*node, hash), std::memory_order_release);
   }
 
   void shrink() noexcept {

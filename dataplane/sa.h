@@ -60,6 +60,12 @@ struct SaCommon {
   LifeState life;
   std::atomic<const Limits*> limits{nullptr};  // null: no limit by packets or bytes
 
+  // What was asked for; control thread.
+  [[nodiscard]] const Lifetime& lifetime() const noexcept {
+    static constexpr Lifetime kNone{};
+    const Limits* l = limits.load(std::memory_order_relaxed);
+    return l == nullptr ? kNone : l->asked;
+  }
   [[nodiscard]] const crypto::AeadKey& key(unsigned worker) const noexcept {
     return *keys[keys.size() == 1 ? 0 : worker];
   }
@@ -89,6 +95,7 @@ struct OutboundSa : SaCommon {
   std::atomic<std::uint64_t> after_end{0};  // packets dropped because the SA has expired
   EventLimiter exhaustions;
   std::int64_t last_keepalive_ns = 0;  // control thread
+  OutboundSa* same_spi = nullptr;      // control thread: the next one of this SPI
 
   // `count` consecutive numbers, the first in `first`; how many of them may be used is returned.
   // What was reserved is never given back (RFC 4106 §3.1).
@@ -141,6 +148,9 @@ struct InboundSa : SaCommon {
   }
 
   explicit InboundSa(std::uint32_t window_bits, std::uint64_t top) : window(window_bits, top) {}
+
+  // Live: what was seen stays seen, as far back as the new window goes.
+  void resize(std::uint32_t window_bits);
 };
 
 class SaLock {
@@ -156,6 +166,13 @@ class SaLock {
  private:
   InboundSa& sa_;
 };
+
+inline void InboundSa::resize(std::uint32_t window_bits) {
+  ReplayWindow fresh(window_bits);
+  const SaLock lock(*this);
+  fresh.take_over(window);
+  std::swap(fresh, window);
+}
 
 // Inbound lookup key: SPI and outer destination (RFC 4301 §4.1; the SPI alone is not unique between
 // two local addresses).

@@ -225,6 +225,7 @@ std::unique_ptr<Policy> Tables::remove(PolicyId id) {
 void Tables::add(std::unique_ptr<OutboundSa> sa, std::span<const std::uint8_t> keymat) {
   sa->key_name = crypto::fingerprint(keymat);
   keys_.insert(sa.get());
+  list_spi(*sa);
   Group& g = group(sa->reqid);
   g.outbound.push_back(sa.get());
   outbound_.emplace(sa->id, std::move(sa));
@@ -242,10 +243,30 @@ void Tables::add(std::unique_ptr<InboundSa> sa, std::span<const std::uint8_t> ke
   sad_.insert(raw);  // last: from here on packets find it
 }
 
+void Tables::list_spi(OutboundSa& sa) {
+  OutboundSa* first = by_spi_.find(sa.spi);
+  if (first == nullptr) return by_spi_.insert(&sa);
+  sa.same_spi = first->same_spi;
+  first->same_spi = &sa;
+}
+
+void Tables::unlist_spi(const OutboundSa& sa) noexcept {
+  OutboundSa* before = by_spi_.find(sa.spi);
+  if (before != &sa) {
+    while (before->same_spi != &sa) before = before->same_spi;
+    before->same_spi = sa.same_spi;
+  } else if (sa.same_spi != nullptr) {
+    by_spi_.replace(sa, *sa.same_spi);
+  } else {
+    by_spi_.erase(sa.spi);
+  }
+}
+
 std::unique_ptr<OutboundSa> Tables::remove_outbound(SaId id) {
   auto sa = take(outbound_, id);
   if (!sa) return nullptr;
   keys_.erase(sa->key_name);
+  unlist_spi(*sa);
   Group& g = group(sa->reqid);
   std::erase(g.outbound, sa.get());
   join(g);
@@ -351,6 +372,7 @@ std::unique_ptr<const Binding> Tables::bind(const Group& g, const InboundSa& sa)
 void Tables::reclaim() noexcept {
   std::vector<std::unique_ptr<const Binding>>().swap(old_bindings_);  // and its array
   keys_.reclaim();
+  by_spi_.reclaim();
   sad_.reclaim();
   for (const auto& entry : devices_) entry.second->policies.reclaim();
 }

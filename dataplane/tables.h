@@ -35,6 +35,15 @@ struct KeyTraits {
   }
 };
 
+// Outbound: several peers may have chosen one SPI, so this finds a list.
+struct SpiTraits {
+  using Key = Spi;
+  static Key key(const OutboundSa& sa) noexcept { return sa.spi; }
+  static std::uint64_t hash(Key spi) noexcept {
+    return hash_words(static_cast<std::uint32_t>(spi), 0);
+  }
+};
+
 // All calls from the control thread. What remove() and its like return is out of the tables, but
 // may be in a worker's hands until a grace period has passed; reclaim() is to be called after one.
 class Tables {
@@ -63,6 +72,8 @@ class Tables {
 
   [[nodiscard]] Device* device(std::string_view name) const noexcept;
   [[nodiscard]] OutboundSa* outbound(SaId id) const noexcept;
+  // One of an SPI; the others, perhaps to other peers, by `same_spi`. Null: there is none.
+  [[nodiscard]] OutboundSa* outbound(Spi spi) const noexcept { return by_spi_.find(spi); }
   [[nodiscard]] InboundSa* inbound(SaId id) const noexcept;
   [[nodiscard]] InboundSa* inbound(Spi spi, const ifaces::IpAddress& local) const noexcept;
   [[nodiscard]] bool has_key(std::span<const std::uint8_t> keymat) const;
@@ -91,6 +102,8 @@ class Tables {
   Group& group(std::uint32_t reqid) { return groups_[reqid]; }
   void drop_if_empty(std::uint32_t reqid);
   void join(Group& group);
+  void list_spi(OutboundSa& sa);
+  void unlist_spi(const OutboundSa& sa) noexcept;
   void join_all();
   [[nodiscard]] bool note_devices(Policy& policy, const OutboundSa* sa);
   [[nodiscard]] Device* device_for(const Group& group, const InboundSa& sa) const noexcept;
@@ -107,6 +120,7 @@ class Tables {
   bool serving_changed_ = false;
   std::vector<std::unique_ptr<const Binding>> old_bindings_;
   PtrIndex<const SaCommon, KeyTraits> keys_;
+  PtrIndex<OutboundSa, SpiTraits> by_spi_;
 };
 
 }  // namespace espalier::dataplane

@@ -411,5 +411,17 @@ TEST_F(SaLife, AKeyThatComesBackGoesOn) {
   EXPECT_EQ(sites->a.sa(sites->a.add_sa(std::move(ahead)))->seq, 100U);
 }
 
+// What a peer has sent under a key is used too, should the key come back for the other direction.
+TEST_F(SaLife, AnInboundKeyGoesOnWhereThePeerStopped) {
+  const SaId in = add(0x100, 1).second;
+  sites->send(7);
+  ASSERT_EQ(sites->arrived(7), 7U);
+  sites->b.remove_sa(in);
+  SaSpec back = TwoSites::sa(Direction::out, 0x200, 1);
+  std::swap(back.local, back.peer);
+  const SaId out = sites->b.add_sa(std::move(back));
+  EXPECT_EQ(sites->b.sa(out)->seq, 8U);
+}
+
 }  // namespace
 }  // namespace espalier::test
