@@ -15,6 +15,7 @@
 
 #include "tools/command.h"
 #include "tools/control_client.h"
+#include "tools/descriptors.h"
 #include "tools/exec/filter.h"
 #include "tools/exec/supervisor.h"
 
@@ -37,38 +38,11 @@ constexpr int kChannel = 3;
   throw std::system_error(errno, std::generic_category(), what);
 }
 
-void send_fd(int channel, int fd) {
-  char byte = 0;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof fd)> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* rights = CMSG_FIRSTHDR(&message);
-  rights->cmsg_level = SOL_SOCKET;
-  rights->cmsg_type = SCM_RIGHTS;
-  rights->cmsg_len = CMSG_LEN(sizeof fd);
-  std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
-  if (::sendmsg(channel, &message, MSG_NOSIGNAL) < 0) fail("sendmsg");
-}
-
 ifaces::UniqueFd receive_fd(int channel) {
-  char byte = 0;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  if (::recvmsg(channel, &message, MSG_CMSG_CLOEXEC) <= 0) return {};
-  const cmsghdr* rights = CMSG_FIRSTHDR(&message);
-  if (rights == nullptr || rights->cmsg_type != SCM_RIGHTS) return {};
-  int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
-  return ifaces::UniqueFd(fd);
+  std::array<char, 1> byte{};
+  std::vector<ifaces::UniqueFd> descriptors;
+  if (receive_with(channel, byte, descriptors) <= 0 || descriptors.empty()) return {};
+  return std::move(descriptors.front());
 }
 
 // In a process of its own, which nobody waits for: it outlives COMMAND if something that COMMAND
@@ -131,7 +105,8 @@ int run_exec(const std::vector<std::string>& words) {
   ::close(channel[1]);
   {
     const ifaces::UniqueFd listener = install_filter();
-    send_fd(channel[0], listener.get());
+    const std::array<char, 1> byte{};
+    if (send_with(channel[0], byte, listener.get()) < 0) fail("sendmsg");
   }
   ::close(channel[0]);
 

@@ -75,6 +75,7 @@ struct Globals {
   OffloadChoice offloads;
   std::string log = "info";
   std::filesystem::path control = "/run/espalier/control.sock";
+  std::string group;  // may use it, and `espalier exec`; empty: none but root
   std::optional<std::filesystem::path> state_dir;  // not set: state files lie beside the key files
   unsigned keepalive_s = 20;                       // 0: none
 };

@@ -263,6 +263,10 @@ void set_control(Globals& g, const std::string& v) {
   g.control = v;
 }
 
+void set_group(Globals& g, const std::string& v) {
+  g.group = v;
+}
+
 void set_state_dir(Globals& g, const std::string& v) {
   if (!std::filesystem::path(v).is_absolute())
     throw std::invalid_argument(in_quotes(v) +
@@ -274,7 +278,7 @@ void set_keepalive(Globals& g, const std::string& v) {
   g.keepalive_s = parse_number(v, 0, 3600);
 }
 
-constexpr std::array<GlobalOption, 9> kGlobalOptions = {{
+constexpr std::array<GlobalOption, 10> kGlobalOptions = {{
     {"io", "auto, io_uring or epoll", set_io},
     {"crypto", "auto, ipsec-mb, openssl or sodium", set_crypto},
     {"workers", "threads, or auto", set_workers},
@@ -282,6 +286,7 @@ constexpr std::array<GlobalOption, 9> kGlobalOptions = {{
     {"offloads", "auto, none, or some of tso4, tso6, uso, gso", set_offloads},
     {"log", "error, warning, info or debug", set_log},
     {"control", "path of the control socket", set_control},
+    {"group", "who is in it may use the control socket and `espalier exec`, beside root", set_group},
     {"state-dir", "folder of the state files", set_state_dir},
     {"keepalive", "seconds between NAT keepalives, 0: none", set_keepalive},
 }};

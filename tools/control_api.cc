@@ -48,6 +48,10 @@ json vti_json(const dataplane::DeviceStatus& device, const DevicePool& pool, boo
   return out;
 }
 
+const char* origin(bool control, bool xfrm) {
+  return control ? "control" : xfrm ? "xfrm" : "config";
+}
+
 }  // namespace
 
 ControlApi::ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, DevicePool& devices,
@@ -165,7 +169,7 @@ json ControlApi::sa_get(const json& request) const {
   fields.done();
   const auto status = dataplane_.sa(id);
   if (!status) fields.refuse("id", "there is no such SA any more");
-  return {{"sa", sa_json(*status, installed_.spec(id), Clock::now())}};
+  return {{"sa", listed(*status, Clock::now())}};
 }
 
 json ControlApi::sa_list(const json& request) const {
@@ -177,10 +181,17 @@ json ControlApi::sa_list(const json& request) const {
   json list = json::array();
   const Clock::time_point now = Clock::now();
   for (const dataplane::SaStatus& sa : page)
-    list.push_back(sa_json(sa, installed_.spec(sa.id), now));
+    list.push_back(listed(sa, now));
   return {{"sas", std::move(list)},
           {"next", next_of(page.size(), limit,
                            page.empty() ? 0 : static_cast<std::uint32_t>(page.back().id))}};
+}
+
+json ControlApi::listed(const dataplane::SaStatus& sa, Clock::time_point now) const {
+  const dataplane::SaSpec* const spec = installed_.spec(sa.id);
+  json out = sa_json(sa, spec, now);
+  out["from"] = origin(spec != nullptr, xfrm_ != nullptr && xfrm_->owns(sa.id));
+  return out;
 }
 
 json ControlApi::policy_list(const json& request) const {
@@ -192,7 +203,7 @@ json ControlApi::policy_list(const json& request) const {
   json list = json::array();
   for (const dataplane::PolicyStatus& policy : page) {
     list.push_back(policy_json(policy));
-    list.back()["from"] = installed_.owns(policy.id) ? "control" : "config";
+    list.back()["from"] = origin(installed_.owns(policy.id), xfrm_ && xfrm_->owns(policy.id));
   }
   return {{"policies", std::move(list)},
           {"next", next_of(page.size(), limit,

@@ -26,6 +26,16 @@ class ControlApi {
   ControlApi(const ControlApi&) = delete;
   ControlApi& operator=(const ControlApi&) = delete;
 
+  // Where SAs and policies come from that are neither the configuration's nor ours.
+  class Others {
+   public:
+    virtual ~Others() = default;
+    [[nodiscard]] virtual bool owns(dataplane::SaId id) const = 0;
+    [[nodiscard]] virtual bool owns(dataplane::PolicyId id) const = 0;
+  };
+  // `others`: those of XFRM; it outlives this.
+  void set_xfrm(const Others* others) noexcept { xfrm_ = others; }
+
   // Tells those who listen, and removes what has expired.
   void take(std::span<const dataplane::Event> events);
   void publish(nlohmann::json event);
@@ -56,7 +66,11 @@ class ControlApi {
   ControlServer& server_;
   dataplane::Dataplane& dataplane_;
   DevicePool& devices_;
+  [[nodiscard]] nlohmann::json listed(const dataplane::SaStatus& sa,
+                                      std::chrono::steady_clock::time_point now) const;
+
   Installed installed_;
+  const Others* xfrm_ = nullptr;
   // Operations of all batches that are not complete.
   std::shared_ptr<std::size_t> queued_ = std::make_shared<std::size_t>(0);
 };

@@ -475,7 +475,6 @@ json sa_json(const dataplane::SaStatus& status, const dataplane::SaSpec* spec,
                      {"seconds", limit_json(status.lifetime.seconds)}};
   out["expired"] = status.expired;
   out["age_s"] = std::chrono::duration<double>(now - status.added).count();
-  out["from"] = spec != nullptr ? "control" : "config";
   if (spec == nullptr) return out;
   out["mark"] = str(spec->mark);
   out["if_id"] = spec->if_id;

@@ -1,22 +1,16 @@
 #include "tools/control_server.h"
 
-#include <fcntl.h>
 #include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <stdexcept>
 #include <system_error>
-#include <thread>
 #include <utility>
 
+#include "tools/descriptors.h"
 #include "tools/log.h"
 #include "tools/request_keys.h"
 
@@ -49,113 +43,16 @@ std::string lost_line(std::uint64_t count) {
   return line_of({{"version", kControlVersion}, {"event", "lost"}, {"count", count}});
 }
 
-// Like send(), with `descriptor` beside the first byte if there is one.
-ssize_t send_with(int fd, std::string_view text, int descriptor) {
-  if (descriptor < 0) return ::send(fd, text.data(), text.size(), MSG_NOSIGNAL);
-  iovec part{const_cast<char*>(text.data()), text.size()};  // sendmsg only reads it
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof descriptor)> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof descriptor);
-  std::memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
-  return ::sendmsg(fd, &message, MSG_NOSIGNAL);
-}
-
-sockaddr_un address_of(const std::filesystem::path& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.native().size() >= sizeof address.sun_path)
-    throw std::runtime_error("control " + path.string() + ": longer than the " +
-                             std::to_string(sizeof address.sun_path - 1) +
-                             " bytes of a socket's path; choose a shorter one");
-  std::memcpy(address.sun_path, path.c_str(), path.native().size());
-  return address;
-}
-
-UniqueFd unix_socket() {
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd) fail("socket AF_UNIX");
-  return fd;
-}
-
-int with_address(int (*call)(int, const sockaddr*, socklen_t), int fd, const sockaddr_un& address) {
-  return call(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-}
-
-// Removes what a dead daemon left at `path`; throws if it is alive, or no socket.
-void clear_stale(const std::filesystem::path& path, const sockaddr_un& address) {
-  struct stat st {};
-  if (::lstat(path.c_str(), &st) != 0) {
-    if (errno == ENOENT) return;
-    fail("lstat " + path.string());
-  }
-  if (!S_ISSOCK(st.st_mode))
-    throw std::runtime_error("control " + path.string() +
-                             ": something else is there; move it, or "
-                             "choose another path");
-  const UniqueFd probe = unix_socket();
-  if (with_address(::connect, probe.get(), address) == 0 || errno == EAGAIN)
-    throw std::runtime_error("control " + path.string() +
-                             ": already running, a daemon answers "
-                             "there; stop it, or choose another path");
-  if (errno != ECONNREFUSED) fail("connect " + path.string());
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT) fail("unlink " + path.string());
-}
-
-// Two daemons that start at once must not take each other's fresh socket for a stale one.
-UniqueFd lock_directory(const std::filesystem::path& directory) {
-  UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd) fail("open " + directory.string());
-  for (int tries = 0; ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-    if (errno != EWOULDBLOCK || tries == 100) fail("flock " + directory.string());
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return fd;
-}
-
-bool may_ask(int fd) {
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return false;
-  return peer.uid == 0 || peer.uid == ::geteuid();
-}
-
 }  // namespace
 
-ControlServer::ControlServer(const std::filesystem::path& path) : path_(path) {
-  const sockaddr_un address = address_of(path_);
-  std::filesystem::path directory = path_.parent_path();
-  if (directory.empty()) directory = ".";
-  std::filesystem::create_directories(directory);
-  const UniqueFd lock = lock_directory(directory);
-  clear_stale(path_, address);
-
-  listen_ = unix_socket();
-  // Before bind, so that the file never exists with another mode.
-  if (::fchmod(listen_.get(), S_IRUSR | S_IWUSR) != 0) fail("fchmod " + path_.string());
-  if (with_address(::bind, listen_.get(), address) != 0) fail("bind " + path_.string());
-  struct stat st {};
-  if (::lstat(path_.c_str(), &st) == 0) inode_ = st.st_ino;
-  if (::listen(listen_.get(), kMaxClients) != 0) fail("listen " + path_.string());
-
+ControlServer::ControlServer(const std::filesystem::path& path, std::optional<gid_t> group)
+    : listener_(path, SOCK_STREAM, kMaxClients, "control", group) {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
-  spare_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = nullptr;  // the listener
-  if (!epoll_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listen_.get(), &event) != 0)
-    fail("epoll " + path_.string());
-}
-
-ControlServer::~ControlServer() {
-  struct stat st {};
-  if (::lstat(path_.c_str(), &st) == 0 && st.st_ino == inode_) ::unlink(path_.c_str());
+  if (!epoll_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.fd(), &event) != 0)
+    fail("epoll " + path.string());
 }
 
 void ControlServer::on(const std::string& op, Handler handler) {
@@ -209,31 +106,23 @@ void ControlServer::serve() {
 
 void ControlServer::accept_all() {
   for (std::size_t i = 0; i < kMaxClients; ++i) {
-    UniqueFd fd(::accept4(listen_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (fd) {
-      add_client(std::move(fd));
-      continue;
-    }
-    if (errno != EMFILE && errno != ENFILE) return;
-    // Out of descriptors: give one up to turn the caller away, or epoll would report it for ever.
-    spare_.reset(-1);
-    fd.reset(::accept4(listen_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    fd.reset(-1);
-    spare_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-    return;
+    auto caller = listener_.accept();
+    if (!caller) return;
+    add_client(std::move(*caller));
   }
 }
 
-void ControlServer::add_client(UniqueFd fd) {
-  if (!may_ask(fd.get())) {
-    const std::string text = refusal("only root and the daemon's own user may ask");
+void ControlServer::add_client(UnixListener::Caller caller) {
+  if (!caller.allowed) {
+    const std::string text =
+        refusal("only root, the daemon's own user and the group of its `group` option may ask");
     [[maybe_unused]] const ssize_t sent =
-        ::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+        ::send(caller.fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     return;
   }
   if (clients_.size() >= kMaxClients) drop(clients_.front());
   clients_.emplace_back();
-  clients_.back().fd = std::move(fd);
+  clients_.back().fd = std::move(caller.fd);
   clients_.back().active = std::chrono::steady_clock::now();
   epoll_event event{};
   event.events = EPOLLIN;

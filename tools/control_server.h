@@ -13,13 +13,10 @@
 //      holds at most kMaxBacklog bytes of them.
 // Keys in a request (members "key") reach a handler as SecretBytes: neither the JSON library nor
 // any other buffer here sees one.
-// Only root and the daemon's own user may ask (the mode is 0600, and the kernel's word on who is
-// at the other end is checked).
+// Who may ask: unix_listener.h.
 //
 // Thread safety: one thread.
 #pragma once
-
-#include <sys/types.h>
 
 #include <chrono>
 #include <cstddef>
@@ -38,6 +35,7 @@
 #include "crypto/secret.h"
 #include "ifaces/unique_fd.h"
 #include "tools/line_buffer.h"
+#include "tools/unix_listener.h"
 
 namespace espalier::tools {
 
@@ -81,10 +79,8 @@ class ControlServer {
   using Handler = std::function<nlohmann::json(const nlohmann::json& request)>;
   using SessionHandler = std::function<nlohmann::json(const ControlRequest& request)>;
 
-  // Listens on `path`. Replaces the socket of a daemon that is gone; throws std::runtime_error if
-  // one lives there, if something else is in the way, or if a system call fails (named).
-  explicit ControlServer(const std::filesystem::path& path);
-  ~ControlServer();  // removes the socket, if it is still the one it made
+  // Listens on `path`; `group` may ask as well. Throws like UnixListener.
+  explicit ControlServer(const std::filesystem::path& path, std::optional<gid_t> group = {});
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
 
@@ -116,7 +112,7 @@ class ControlServer {
   using Clients = std::list<Client>;
 
   void accept_all();
-  void add_client(ifaces::UniqueFd fd);
+  void add_client(UnixListener::Caller caller);
   // False: the client is gone.
   [[nodiscard]] bool advance(Client& client);
   [[nodiscard]] bool read_some(Client& client);
@@ -129,11 +125,8 @@ class ControlServer {
   [[nodiscard]] Client* find(const void* who) noexcept;
   void drop(const Client& client) noexcept;
 
-  std::filesystem::path path_;
-  ino_t inode_ = 0;
+  UnixListener listener_;
   ifaces::UniqueFd epoll_;
-  ifaces::UniqueFd listen_;
-  ifaces::UniqueFd spare_;  // given up for a moment when there is no other descriptor
   std::map<std::string, SessionHandler, std::less<>> handlers_;
   Clients clients_;    // the longest idle first
   Clients listeners_;  // those that have asked for events

@@ -90,7 +90,8 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   const Globals& globals = config_.globals;
   crypto::initialise();
   registry_.emplace(globals.crypto);
-  control_.emplace(globals.control);  // early: a second daemon ends here, before it touches more
+  if (!globals.group.empty()) group_ = group_id(globals.group);
+  control_.emplace(globals.control, group_);  // early: a second daemon ends here, before it touches more
   control_->on("status", [this](const nlohmann::json&) {
     return status_json(status(), std::chrono::steady_clock::now());
   });
@@ -172,6 +173,7 @@ Config Daemon::load() const {
   if (options_.workers) globals.workers = *options_.workers;
   if (options_.offloads) globals.offloads = *options_.offloads;
   if (options_.control) globals.control = *options_.control;
+  if (options_.group) globals.group = *options_.group;
   log_.set_level(parse_log_level(globals.log).value_or(LogLevel::info));
   return config;
 }
@@ -359,6 +361,7 @@ void Daemon::note_fixed(const Globals& next) const {
   note("pin", next.pin != now.pin);
   note("offloads", next.offloads != now.offloads);
   note("control", next.control != now.control);
+  note("group", next.group != now.group);
 }
 
 // ------------------------------------------------------------------------------ control socket
@@ -454,7 +457,8 @@ bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
 void Daemon::open_xfrm() {
   const std::filesystem::path path = front::socket_path(config_.globals.control);
   try {
-    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_);
+    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_, group_);
+    api_->set_xfrm(xfrm_.get());
   } catch (const std::exception& e) {
     log_.warning(std::string("espalier exec will not find this daemon: ") + e.what());
   }

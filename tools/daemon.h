@@ -38,6 +38,7 @@ struct DaemonOptions {
   std::optional<unsigned> workers;  // 0: auto
   std::optional<OffloadChoice> offloads;
   std::optional<std::filesystem::path> control;
+  std::optional<std::string> group;
 };
 
 // SIGTERM, SIGINT and SIGHUP as a descriptor. Throws std::system_error.
@@ -114,6 +115,7 @@ class Daemon {
   Config config_;
   Clock::time_point started_;
   std::optional<crypto::Registry> registry_;
+  std::optional<gid_t> group_;  // of the sockets
   std::optional<ControlServer> control_;
   ifaces::Netlink netlink_;
   std::optional<dataplane::Dataplane> dataplane_;

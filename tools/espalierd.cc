@@ -44,6 +44,7 @@ po::options_description option_table() {
       "workers", text(), "threads that move packets, or auto")(
       "offloads", text(), "auto, none, or some of tso4, tso6, uso, gso")(
       "control", text(), "path of the control socket")(
+      "group", text(), "who may use it and `espalier exec`, beside root")(
       "log", text(), "error, warning, info or debug")("version", "print the version and end");
   return options;
 }
@@ -78,6 +79,7 @@ std::optional<DaemonOptions> parse(const std::vector<std::string>& words) {
     return v == "auto" ? 0U : parse_number(v, 1, kMostWorkers);
   });
   out.offloads = value_of(*values, "offloads", [](const auto& v) { return parse_offloads(v); });
+  out.group = value_of(*values, "group", [](const auto& v) { return v; });
   out.control = value_of(*values, "control", [](auto v) { return std::filesystem::path(v); });
   return out;
 }

@@ -12,6 +12,8 @@
 #include <span>
 #include <system_error>
 
+#include "tools/descriptors.h"
+
 namespace espalier::tools {
 namespace {
 
@@ -54,21 +56,8 @@ void bind_as_kernel(int fd) {
 // it goes to `other`. False: no daemon.
 bool converse(int fd, front::Message& message, int descriptor,
               const std::function<void(std::span<const std::uint8_t>)>& other) {
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  iovec part{&message, sizeof message};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  if (descriptor >= 0) {
-    header.msg_control = control.data();
-    header.msg_controllen = control.size();
-    cmsghdr* rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
-  }
-  if (::sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return false;
+  const std::span sent(reinterpret_cast<const char*>(&message), sizeof message);
+  if (send_with(fd, sent, descriptor, MSG_DONTWAIT) < 0) return false;
   const std::uint16_t type = message.header.nlmsg_type;
   crypto::SecretBytes memory(front::kMaxMessage);  // keys pass through
   const std::span<std::uint8_t> bytes = memory.bytes();

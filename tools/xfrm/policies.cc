@@ -109,6 +109,11 @@ Policy* Policies::find(PolicyId id) noexcept {
   return found == by_id_.end() ? nullptr : &policies_.at(found->second);
 }
 
+const Policy* Policies::find(PolicyId id) const noexcept {
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : &policies_.at(found->second);
+}
+
 const Policy* Policies::before(std::uint64_t serial) const noexcept {
   const auto next = policies_.lower_bound(serial);
   return next == policies_.begin() ? nullptr : &std::prev(next)->second;

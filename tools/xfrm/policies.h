@@ -46,6 +46,7 @@ class Policies {
   [[nodiscard]] Policy* find(const xfrm_userpolicy_id& id, const xfrm_mark& mark,
                              std::uint32_t if_id) noexcept;
   [[nodiscard]] Policy* find(dataplane::PolicyId id) noexcept;
+  [[nodiscard]] const Policy* find(dataplane::PolicyId id) const noexcept;
 
   // `replace`: in the place of the same policy, if there is one. Throws Refused; then nothing has
   // changed.

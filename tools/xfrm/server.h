@@ -3,12 +3,10 @@
 //   1. every descriptor is non-blocking, there are at most kMaxSessions of them;
 //   2. a client's next datagram is read only when it has taken the answers to its last one;
 //   3. events that a client does not take are lost, as with the kernel.
-// Only root and the daemon's own user may ask.
+// Who may ask: tools/unix_listener.h.
 //
 // Thread safety: the control thread.
 #pragma once
-
-#include <sys/types.h>
 
 #include <chrono>
 #include <cstddef>
@@ -21,20 +19,20 @@
 #include "dataplane/dataplane.h"
 #include "ifaces/netlink.h"
 #include "ifaces/unique_fd.h"
+#include "tools/control_api.h"
 #include "tools/exec/front.h"
+#include "tools/unix_listener.h"
 #include "tools/xfrm/service.h"
 
 namespace espalier::tools::xfrm {
 
-class Server {
+class Server : public ControlApi::Others {
  public:
   static constexpr std::size_t kMaxSessions = 256;
 
-  // Listens on `path`. Replaces the socket of a daemon that is gone; throws std::runtime_error if
-  // one lives there, or if a system call fails (named).
+  // Listens on `path`; `group` may ask as well. Throws like UnixListener.
   Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
-         ifaces::Netlink& netlink);
-  ~Server();  // removes the socket, if it is still the one it made
+         ifaces::Netlink& netlink, std::optional<gid_t> group = {});
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
@@ -44,6 +42,8 @@ class Server {
   void serve();
   // What the data plane told.
   void take(std::span<const dataplane::Event> events);
+  [[nodiscard]] bool owns(dataplane::SaId id) const override { return service_.owns(id); }
+  [[nodiscard]] bool owns(dataplane::PolicyId id) const override { return service_.owns(id); }
   // When serve() wants to be called at the latest.
   [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> deadline() const noexcept {
     return service_.deadline();
@@ -70,9 +70,8 @@ class Server {
   [[nodiscard]] bool wait_for_more(Session& session);
   void publish(const std::vector<Notice>& notices);
 
-  std::filesystem::path path_;
-  ino_t inode_ = 0;
-  ifaces::UniqueFd epoll_, listen_;
+  UnixListener listener_;
+  ifaces::UniqueFd epoll_;
   Service service_;
   Sessions sessions_;
   std::vector<std::uint8_t> buffer_;

@@ -62,6 +62,12 @@ class Service {
   // The next datagram of a listing.
   [[nodiscard]] Datagram next(Dump& dump, const Client& client);
 
+  // Did it come through here?
+  [[nodiscard]] bool owns(dataplane::SaId id) const noexcept { return states_.find(id) != nullptr; }
+  [[nodiscard]] bool owns(dataplane::PolicyId id) const noexcept {
+    return policies_.find(id) != nullptr;
+  }
+
   // What the data plane tells, and what is due.
   void take(std::span<const dataplane::Event> events, Output& output);
   void take_due(Clock::time_point now, Output& output);

@@ -48,6 +48,11 @@ State* States::find(SaId sa) noexcept {
   return found == by_sa_.end() ? nullptr : find(found->second);
 }
 
+const State* States::find(SaId sa) const noexcept {
+  const auto found = by_sa_.find(sa);
+  return found == by_sa_.end() ? nullptr : &states_.at(found->second);
+}
+
 State* States::find(std::uint64_t serial) noexcept {
   const auto found = states_.find(serial);
   return found == states_.end() ? nullptr : &found->second;

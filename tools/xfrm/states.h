@@ -31,6 +31,7 @@ class States {
   [[nodiscard]] State* find(const xfrm_id& id, std::uint16_t family, std::uint32_t mark) noexcept;
   [[nodiscard]] State* find(dataplane::SaId sa) noexcept;
   [[nodiscard]] State* find(std::uint64_t serial) noexcept;
+  [[nodiscard]] const State* find(dataplane::SaId sa) const noexcept;
   [[nodiscard]] Status status(const State& state) const;
 
   // Each throws Refused, and then nothing has changed.
