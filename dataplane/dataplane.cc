@@ -320,11 +320,7 @@ void Dataplane::State::set_lifetime(SaCommon& sa, const Lifetime& lifetime,
     limits = std::make_unique<const Limits>(lifetime, margin_packets);
   expiries.set(sa.id, sa.added, lifetime.seconds);
   const Limits* before = sa.limits.exchange(limits.release(), std::memory_order_acq_rel);
-  if (before == nullptr) return;
-  retire(before);
-  if (batches != 0) workers.grace();
-  // After the grace period: a worker that still had the old limits may have found them reached.
-  sa.life.clear_soft();
+  if (before != nullptr) retire(before);
 }
 
 void Dataplane::update_sa(SaId id, const SaUpdate& update) {
@@ -387,7 +383,7 @@ void Dataplane::State::take_due(std::vector<Event>& events) {
     SaCommon& sa = known(due->sa);
     bool tell = false;
     if (!due->hard)
-      tell = sa.life.set_soft();
+      tell = sa.limits.load(std::memory_order_acquire)->set_soft();
     else if (out != nullptr)
       tell = expire(*out);
     else

@@ -11,7 +11,8 @@
 
 namespace espalier::dataplane {
 
-// Immutable; replaced whole. An SA without limits has none. Counters are read before a run of
+// Replaced whole; all but whether the soft limit was told of is immutable. An SA without limits has
+// none. Counters are read before a run of
 // packets and written after it, so workers that share an SA may together pass a hard limit by a run
 // each.
 struct Limits {
@@ -41,26 +42,29 @@ struct Limits {
     return packets >= soft_packets || bytes >= soft_bytes;
   }
 
+  // True for the first caller. Here, not with the SA: whoever still judges by limits that have been
+  // replaced must not take the event of the new ones away.
+  [[nodiscard]] bool set_soft() const noexcept {
+    return !soft_told_.load(std::memory_order_relaxed) && !soft_told_.exchange(true);
+  }
+
  private:
   static std::uint64_t or_never(std::uint64_t limit) noexcept {
     return limit == 0 ? kNever : limit;
   }
+
+  mutable std::atomic<bool> soft_told_{false};
 };
 
-// How far an SA is in its life. Set once each, by whoever finds it first.
+// How far an SA is in its life.
 class LifeState {
  public:
-  [[nodiscard]] bool expired() const noexcept { return (bits_.load() & kHard) != 0; }
+  [[nodiscard]] bool expired() const noexcept { return expired_.load(); }
   // True for the first caller.
-  [[nodiscard]] bool set_soft() noexcept { return set(kSoft); }
-  [[nodiscard]] bool set_expired() noexcept { return set(kHard); }
-  // A new lifetime may be reached anew.
-  void clear_soft() noexcept { bits_.fetch_and(static_cast<std::uint8_t>(~kSoft)); }
+  [[nodiscard]] bool set_expired() noexcept { return !expired_.exchange(true); }
 
  private:
-  static constexpr std::uint8_t kSoft = 1, kHard = 2;
-  bool set(std::uint8_t bit) noexcept { return (bits_.fetch_or(bit) & bit) == 0; }
-  std::atomic<std::uint8_t> bits_{0};
+  std::atomic<bool> expired_{false};
 };
 
 }  // namespace espalier::dataplane

@@ -137,7 +137,7 @@ void Reporter::judge(Sa& sa, const Limits& limits, Direction direction) noexcept
   const std::uint64_t bytes = sa.counters.bytes.load(std::memory_order_relaxed);
   if (!limits.admits(packets, bytes)) {
     if (expire(sa)) queue_.post(event(EventKind::hard_expire, sa, direction));
-  } else if (limits.soft_reached(packets, bytes) && sa.life.set_soft()) {
+  } else if (limits.soft_reached(packets, bytes) && limits.set_soft()) {
     queue_.post(event(EventKind::soft_expire, sa, direction));
   }
 }

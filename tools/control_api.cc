@@ -180,8 +180,7 @@ json ControlApi::sa_list(const json& request) const {
   const auto page = dataplane_.sas(after, limit);
   json list = json::array();
   const Clock::time_point now = Clock::now();
-  for (const dataplane::SaStatus& sa : page)
-    list.push_back(listed(sa, now));
+  for (const dataplane::SaStatus& sa : page) list.push_back(listed(sa, now));
   return {{"sas", std::move(list)},
           {"next", next_of(page.size(), limit,
                            page.empty() ? 0 : static_cast<std::uint32_t>(page.back().id))}};

@@ -155,8 +155,9 @@ gid_t group_id(const std::string& name) {
   // One thread calls it, before there are others.
   const group* const found = ::getgrnam(name.c_str());  // NOLINT(concurrency-mt-unsafe)
   if (found == nullptr)
-    throw std::runtime_error("group '" + name + "': there is none of that name; make it (groupadd " +
-                             name + "), or leave the option out");
+    throw std::runtime_error("group '" + name +
+                             "': there is none of that name; make it (groupadd " + name +
+                             "), or leave the option out");
   return found->gr_gid;
 }
 

@@ -7,6 +7,7 @@
 
 import argparse
 import errno
+import json
 import os
 import random
 import re
@@ -63,6 +64,11 @@ class Gateway:
 
     def ip(self, words, check=True):
         return self.box.run(*self.exec("ip", *words.split()), check=check)
+
+    def sas(self):
+        listed = self.box.run(os.path.join(self.programs, "espalier"), "sa", "list", "--json",
+                              "--control", self.control)  # fmt: skip
+        return [json.loads(line) for line in listed.splitlines()]
 
     def refuses(self, words, text):
         done = subprocess.run(
@@ -128,6 +134,12 @@ def states(a):
     larval = f"src {B} dst {A} proto esp spi 0x5000"
     a.ip(f"xfrm state update {larval} mode tunnel aead rfc4106(gcm(aes)) {key()} 128")
     assert "rfc4106" in a.ip(f"xfrm state get {larval}")
+    # What is written is what is listed, but replays are always looked for (trust.md T5).
+    silent = f"src {B} dst {A} proto esp spi 0x5001"
+    a.ip(f"xfrm state add {silent} mode tunnel replay-window 0 aead rfc4106(gcm(aes)) {key()} 128")
+    assert "replay-window 0 " in a.ip(f"xfrm state get {silent}")
+    (sa,) = (sa for sa in a.sas() if sa["spi"] == "0x00005001")
+    assert sa["window"] >= 32 and sa["from"] == "xfrm", sa
     a.ip("xfrm state deleteall")
     assert a.ip("xfrm state") == ""
     a.ip(f"xfrm state add {out} mode tunnel aead rfc4106(gcm(aes)) {key()} 128")

@@ -152,9 +152,19 @@ void Policies::install(Policy& policy) {
   try {
     policy.id = dataplane_.add_policy(spec);
   } catch (const std::invalid_argument& e) {
-    if (policy.join != nullptr) joins_.drop(*policy.join);
+    uninstall(policy);
     throw Refused(EINVAL, e.what());
+  } catch (...) {
+    uninstall(policy);
+    throw;
   }
+}
+
+void Policies::uninstall(Policy& policy) noexcept {
+  if (policy.id) dataplane_.remove_policy(*policy.id);
+  if (policy.join != nullptr) joins_.drop(*policy.join);
+  policy.id.reset();
+  policy.join = nullptr;
 }
 
 Policy& Policies::add(Policy policy, bool replace) {
@@ -162,32 +172,45 @@ Policy& Policies::add(Policy policy, bool replace) {
   const auto same = by_key_.find(key_of(policy));
   Policy* const old = same == by_key_.end() ? nullptr : &policies_.at(same->second);
   if (old != nullptr && !replace) throw Refused(EEXIST);
+  std::uint32_t& index = policy.info.index;
+  if (old != nullptr)
+    index = old->info.index;
+  else if (index == 0 || by_index_.contains(index))
+    index = free_index(policy.info.dir);
   // The new one first: at no moment is there none.
   install(policy);
   policy.added = wall(State::Clock::now());
-  std::uint32_t index = policy.info.index;
-  if (old != nullptr) {
-    index = old->info.index;
-    remove(*old);
-  }
-  if (index == 0 || by_index_.contains(index)) index = free_index(policy.info.dir);
-  policy.info.index = index;
   policy.serial = next_serial_++;
-  const std::uint64_t serial = policy.serial;
-  by_key_.emplace(key_of(policy), serial);
-  by_id_.emplace(*policy.id, serial);
-  by_index_.emplace(index, serial);
-  ++counts_[policy.info.dir];
-  return policies_.emplace(serial, std::move(policy)).first->second;
+  const Policy& made = policy;
+  try {
+    by_id_.emplace(*made.id, made.serial);
+    if (old == nullptr) by_key_.emplace(key_of(made), made.serial);
+    if (old == nullptr) by_index_.emplace(index, made.serial);
+    policies_.emplace(made.serial, made);
+  } catch (...) {
+    by_id_.erase(*made.id);
+    if (old == nullptr) by_key_.erase(key_of(made));
+    if (old == nullptr) by_index_.erase(index);
+    uninstall(policy);
+    throw;
+  }
+  if (old != nullptr) {
+    same->second = by_index_.at(index) = made.serial;
+    by_id_.erase(*old->id);
+    uninstall(*old);
+    policies_.erase(old->serial);
+  } else {
+    ++counts_[made.info.dir];
+  }
+  return policies_.at(made.serial);
 }
 
 void Policies::remove(Policy& policy) noexcept {
-  dataplane_.remove_policy(*policy.id);
-  if (policy.join != nullptr) joins_.drop(*policy.join);
   by_key_.erase(key_of(policy));
   by_id_.erase(*policy.id);
   by_index_.erase(policy.info.index);
   --counts_[policy.info.dir];
+  uninstall(policy);
   policies_.erase(policy.serial);
 }
 

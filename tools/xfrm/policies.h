@@ -70,7 +70,9 @@ class Policies {
   [[nodiscard]] static Key key_of(std::uint8_t direction, const xfrm_selector& selector,
                                   const xfrm_mark& mark, std::uint32_t if_id) noexcept;
   [[nodiscard]] static Key key_of(const Policy& policy) noexcept;
+  // Gives it a policy of the data plane; and takes that away again.
   void install(Policy& policy);
+  void uninstall(Policy& policy) noexcept;
   [[nodiscard]] std::uint32_t free_index(std::uint8_t direction);
 
   dataplane::Dataplane& dataplane_;

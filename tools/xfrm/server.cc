@@ -47,12 +47,21 @@ void Server::serve() {
     if (who == nullptr) newcomers = true;
     const auto is_it = [who](const Session& s) { return &s == who; };
     const auto session = std::find_if(sessions_.begin(), sessions_.end(), is_it);
-    if (session != sessions_.end() && !advance(*session)) sessions_.erase(session);
+    if (session != sessions_.end() && !survives(*session)) sessions_.erase(session);
   }
   if (newcomers) accept_all();
   Output due;
   service_.take_due(std::chrono::steady_clock::now(), due);
   publish(due.notices);
+}
+
+// Without memory for an answer a client is dropped, as it would be by a daemon that restarts.
+bool Server::survives(Session& session) noexcept {
+  try {
+    return advance(session);
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 void Server::take(std::span<const dataplane::Event> events) {

@@ -62,6 +62,7 @@ class Server : public ControlApi::Others {
   void accept_all();
   // False: the client is gone.
   [[nodiscard]] bool advance(Session& session);
+  [[nodiscard]] bool survives(Session& session) noexcept;
   // False: nothing to read. Sets `gone`.
   [[nodiscard]] bool read_one(Session& session, bool& gone);
   void take_message(Session& session, const front::Message& message, ifaces::UniqueFd descriptor);

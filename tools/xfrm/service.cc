@@ -157,6 +157,14 @@ Datagram Service::next(Dump& dump, const Client& client) {
 
 // -------------------------------------------------------------------------------------- events
 
+void Service::tell(unsigned group, Output& output, const std::function<Reply()>& make) noexcept {
+  try {
+    output.notices.push_back({group, make().datagram()});
+  } catch (const std::exception&) {
+    // No memory: whoever listens loses it, as with the kernel.
+  }
+}
+
 void Service::take(std::span<const dataplane::Event> events, Output& output) {
   const dataplane::Dataplane::Batch batch(dataplane_);
   for (const dataplane::Event& event : events) {
@@ -195,33 +203,37 @@ void Service::take_due(Clock::time_point now, Output& output) {
   }
 }
 
-void Service::tell_expired(const State& state, bool hard, Output& output) {
-  Reply reply(XFRM_MSG_EXPIRE, {});
-  auto body = zeroed<xfrm_user_expire>();
-  body.state = info_of(state, states_.status(state));
-  body.hard = hard ? 1 : 0;
-  reply.append(body);
-  if ((state.mark.v | state.mark.m) != 0) reply.put(XFRMA_MARK, state.mark);
-  if (state.if_id != 0) reply.put(XFRMA_IF_ID, state.if_id);
-  output.notices.push_back({XFRMNLGRP_EXPIRE, reply.datagram()});
+void Service::tell_expired(const State& state, bool hard, Output& output) noexcept {
+  tell(XFRMNLGRP_EXPIRE, output, [&] {
+    Reply reply(XFRM_MSG_EXPIRE, {});
+    auto body = zeroed<xfrm_user_expire>();
+    body.state = info_of(state, states_.status(state));
+    body.hard = hard ? 1 : 0;
+    reply.append(body);
+    if ((state.mark.v | state.mark.m) != 0) reply.put(XFRMA_MARK, state.mark);
+    if (state.if_id != 0) reply.put(XFRMA_IF_ID, state.if_id);
+    return reply;
+  });
 }
 
-void Service::tell_mapping(const dataplane::Event& event, Output& output) {
+void Service::tell_mapping(const dataplane::Event& event, Output& output) noexcept {
   const State* const state = states_.find(event.sa);
   if (state == nullptr || !state->encap) return;
-  auto body = zeroed<xfrm_user_mapping>();
-  body.id.daddr = state->info.id.daddr;
-  body.id.spi = state->info.id.spi;
-  body.id.family = state->info.family;
-  body.id.proto = state->info.id.proto;
-  body.reqid = state->info.reqid;
-  body.old_saddr = from_address(event.old_peer.address);
-  body.new_saddr = from_address(event.peer.address);
-  body.old_sport = host_order16(event.old_peer.port);
-  body.new_sport = host_order16(event.peer.port);
-  Reply reply(XFRM_MSG_MAPPING, {});
-  reply.append(body);
-  output.notices.push_back({XFRMNLGRP_MAPPING, reply.datagram()});
+  tell(XFRMNLGRP_MAPPING, output, [&] {
+    auto body = zeroed<xfrm_user_mapping>();
+    body.id.daddr = state->info.id.daddr;
+    body.id.spi = state->info.id.spi;
+    body.id.family = state->info.family;
+    body.id.proto = state->info.id.proto;
+    body.reqid = state->info.reqid;
+    body.old_saddr = from_address(event.old_peer.address);
+    body.new_saddr = from_address(event.peer.address);
+    body.old_sport = host_order16(event.old_peer.port);
+    body.new_sport = host_order16(event.peer.port);
+    Reply reply(XFRM_MSG_MAPPING, {});
+    reply.append(body);
+    return reply;
+  });
 }
 
 // The flow alone, as the larval state that a kernel makes has it.
@@ -239,23 +251,25 @@ xfrm_selector selector_of(const dataplane::Flow& flow) {
   return out;
 }
 
-void Service::tell_acquire(const dataplane::Event& event, Output& output) {
+void Service::tell_acquire(const dataplane::Event& event, Output& output) noexcept {
   const Policy* const policy = policies_.find(event.policy);
   if (policy == nullptr || policy->templates.empty()) return;
-  const xfrm_user_tmpl& wanted = policy->templates.front();
-  auto body = zeroed<xfrm_user_acquire>();
-  body.id = wanted.id;
-  body.saddr = wanted.saddr;
-  body.sel = selector_of(event.flow);
-  body.policy = policies_.info_of(*policy);
-  body.aalgos = wanted.aalgos;
-  body.ealgos = wanted.ealgos;
-  body.calgos = wanted.calgos;
-  body.seq = next_acquire_++;
-  Reply reply(XFRM_MSG_ACQUIRE, {});
-  reply.append(body);
-  Policies::put_attributes(*policy, reply);
-  output.notices.push_back({XFRMNLGRP_ACQUIRE, reply.datagram()});
+  tell(XFRMNLGRP_ACQUIRE, output, [&] {
+    const xfrm_user_tmpl& wanted = policy->templates.front();
+    auto body = zeroed<xfrm_user_acquire>();
+    body.id = wanted.id;
+    body.saddr = wanted.saddr;
+    body.sel = selector_of(event.flow);
+    body.policy = policies_.info_of(*policy);
+    body.aalgos = wanted.aalgos;
+    body.ealgos = wanted.ealgos;
+    body.calgos = wanted.calgos;
+    body.seq = next_acquire_++;
+    Reply reply(XFRM_MSG_ACQUIRE, {});
+    reply.append(body);
+    Policies::put_attributes(*policy, reply);
+    return reply;
+  });
 }
 
 }  // namespace espalier::tools::xfrm

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -105,8 +106,8 @@ class Service {
   void set_event_values(const Call& call);
   void get_state_info(const Call& call);
   State& state_named(const Call& call, const xfrm_usersa_id& id);
-  void notify_state(std::uint16_t type, const State& state, Reply::To to, Output& output);
-  void tell_expired(const State& state, bool hard, Output& output);
+  void notify_state(std::uint16_t type, const State& state, Reply::To to, Output& output) noexcept;
+  void tell_expired(const State& state, bool hard, Output& output) noexcept;
   [[nodiscard]] Reply describe(const State& state, Reply::To to, std::uint16_t flags,
                                std::uint16_t type = XFRM_MSG_NEWSA) const;
 
@@ -120,15 +121,18 @@ class Service {
   void set_default(const Call& call);
   void get_default(const Call& call);
   Policy& policy_named(const Call& call);
-  void notify_policy(std::uint16_t type, const Policy& policy, Reply::To to, Output& output);
+  void notify_policy(std::uint16_t type, const Policy& policy, Reply::To to,
+                     Output& output) noexcept;
   [[nodiscard]] Reply describe(const Policy& policy, Reply::To to, std::uint16_t flags,
                                std::uint16_t type = XFRM_MSG_NEWPOLICY) const;
 
   [[nodiscard]] std::optional<Reply> next_state(Dump& dump, Reply::To to);
   [[nodiscard]] std::optional<Reply> next_policy(Dump& dump, Reply::To to);
 
-  void tell_acquire(const dataplane::Event& event, Output& output);
-  void tell_mapping(const dataplane::Event& event, Output& output);
+  void tell_acquire(const dataplane::Event& event, Output& output) noexcept;
+  void tell_mapping(const dataplane::Event& event, Output& output) noexcept;
+  // Events and notifications: never the failure of what they tell of.
+  static void tell(unsigned group, Output& output, const std::function<Reply()>& make) noexcept;
 
   dataplane::Dataplane& dataplane_;
   Joins joins_;

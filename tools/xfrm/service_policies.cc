@@ -20,19 +20,18 @@ Reply Service::describe(const Policy& policy, Reply::To to, std::uint16_t flags,
 }
 
 void Service::notify_policy(std::uint16_t type, const Policy& policy, Reply::To to,
-                            Output& output) {
-  if (type != XFRM_MSG_DELPOLICY) {
-    output.notices.push_back({XFRMNLGRP_POLICY, describe(policy, to, 0, type).datagram()});
-    return;
-  }
-  Reply reply(type, to);
-  auto id = zeroed<xfrm_userpolicy_id>();
-  id.sel = policy.info.sel;
-  id.dir = policy.info.dir;
-  reply.append(id);
-  reply.put(XFRMA_POLICY, policies_.info_of(policy));
-  Policies::put_attributes(policy, reply);
-  output.notices.push_back({XFRMNLGRP_POLICY, reply.datagram()});
+                            Output& output) noexcept {
+  tell(XFRMNLGRP_POLICY, output, [&] {
+    if (type != XFRM_MSG_DELPOLICY) return describe(policy, to, 0, type);
+    Reply reply(type, to);
+    auto id = zeroed<xfrm_userpolicy_id>();
+    id.sel = policy.info.sel;
+    id.dir = policy.info.dir;
+    reply.append(id);
+    reply.put(XFRMA_POLICY, policies_.info_of(policy));
+    Policies::put_attributes(policy, reply);
+    return reply;
+  });
 }
 
 void Service::add_policy(const Call& call) {
@@ -69,9 +68,11 @@ void Service::flush_policies(const Call& call) {
     any = true;
   }
   if (!any) return;
-  Reply reply(XFRM_MSG_FLUSHPOLICY, call.to());
-  reply.put(XFRMA_POLICY_TYPE, zeroed<xfrm_userpolicy_type>());
-  call.output.notices.push_back({XFRMNLGRP_POLICY, reply.datagram()});
+  tell(XFRMNLGRP_POLICY, call.output, [&] {
+    Reply reply(XFRM_MSG_FLUSHPOLICY, call.to());
+    reply.put(XFRMA_POLICY_TYPE, zeroed<xfrm_userpolicy_type>());
+    return reply;
+  });
 }
 
 std::optional<Reply> Service::next_policy(Dump& dump, Reply::To to) {
@@ -138,9 +139,11 @@ void Service::set_default(const Call& call) {
   take(default_.in, asked.in);
   take(default_.fwd, asked.fwd);
   take(default_.out, asked.out);
-  Reply reply(XFRM_MSG_GETDEFAULT, call.to());
-  reply.append(default_);
-  call.output.notices.push_back({XFRMNLGRP_POLICY, reply.datagram()});
+  tell(XFRMNLGRP_POLICY, call.output, [&] {
+    Reply reply(XFRM_MSG_GETDEFAULT, call.to());
+    reply.append(default_);
+    return reply;
+  });
 }
 
 void Service::get_default(const Call& call) {

@@ -35,6 +35,15 @@ bool passes(const Dump& dump, const State& state) {
          begins_with(state.info.id.daddr, filter.daddr, state.info.family, filter.dplen);
 }
 
+xfrm_usersa_id id_of(const State& state) {
+  auto id = zeroed<xfrm_usersa_id>();
+  id.daddr = state.info.id.daddr;
+  id.spi = state.info.id.spi;
+  id.family = state.info.family;
+  id.proto = state.info.id.proto;
+  return id;
+}
+
 }  // namespace
 
 Reply Service::describe(const State& state, Reply::To to, std::uint16_t flags,
@@ -46,22 +55,17 @@ Reply Service::describe(const State& state, Reply::To to, std::uint16_t flags,
   return reply;
 }
 
-void Service::notify_state(std::uint16_t type, const State& state, Reply::To to, Output& output) {
-  if (type != XFRM_MSG_DELSA) {
-    output.notices.push_back({XFRMNLGRP_SA, describe(state, to, 0, type).datagram()});
-    return;
-  }
-  const Status status = states_.status(state);
-  Reply reply(type, to);
-  auto id = zeroed<xfrm_usersa_id>();
-  id.daddr = state.info.id.daddr;
-  id.spi = state.info.id.spi;
-  id.family = state.info.family;
-  id.proto = state.info.id.proto;
-  reply.append(id);
-  reply.put(XFRMA_SA, info_of(state, status));
-  put_attributes(state, status, reply);
-  output.notices.push_back({XFRMNLGRP_SA, reply.datagram()});
+void Service::notify_state(std::uint16_t type, const State& state, Reply::To to,
+                           Output& output) noexcept {
+  tell(XFRMNLGRP_SA, output, [&] {
+    if (type != XFRM_MSG_DELSA) return describe(state, to, 0, type);
+    const Status status = states_.status(state);
+    Reply reply(type, to);
+    reply.append(id_of(state));
+    reply.put(XFRMA_SA, info_of(state, status));
+    put_attributes(state, status, reply);
+    return reply;
+  });
 }
 
 void Service::add_state(const Call& call) {
@@ -141,9 +145,11 @@ void Service::flush_states(const Call& call) {
     any = true;
   }
   if (!any) return;
-  Reply reply(XFRM_MSG_FLUSHSA, call.to());
-  reply.append(body);
-  call.output.notices.push_back({XFRMNLGRP_SA, reply.datagram()});
+  tell(XFRMNLGRP_SA, call.output, [&] {
+    Reply reply(XFRM_MSG_FLUSHSA, call.to());
+    reply.append(body);
+    return reply;
+  });
 }
 
 std::optional<Reply> Service::next_state(Dump& dump, Reply::To to) {
@@ -184,10 +190,7 @@ void Service::get_event_values(const Call& call) {
   const State& state = state_named(call, asked.sa_id);
   const Status status = states_.status(state);
   auto body = zeroed<xfrm_aevent_id>();
-  body.sa_id.daddr = state.info.id.daddr;
-  body.sa_id.spi = state.info.id.spi;
-  body.sa_id.family = state.info.family;
-  body.sa_id.proto = state.info.id.proto;
+  body.sa_id = id_of(state);
   body.saddr = state.info.saddr;
   body.reqid = state.info.reqid;
   body.flags = asked.flags;

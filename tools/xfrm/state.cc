@@ -79,8 +79,13 @@ void check_protocol_and_mode(const xfrm_usersa_info& info) {
     throw Refused(EPROTONOSUPPORT, "Requested mode not found: there is tunnel mode only");
 }
 
+// The kernel takes no window for "no anti-replay", which would be silence about replays for
+// everybody who forgets the option: then it is ours. A window under 32 is made 32: what is in it is
+// checked all the same.
 std::uint32_t window_of(const State& state) {
-  return state.esn ? state.esn->replay_window : state.info.replay_window;
+  constexpr std::uint32_t kLeast = 32;
+  const std::uint32_t asked = state.esn ? state.esn->replay_window : state.info.replay_window;
+  return asked == 0 ? dataplane::SaSpec{}.window_bits : std::max(asked, kLeast);
 }
 
 }  // namespace
@@ -147,9 +152,7 @@ dataplane::SaSpec spec_of(const State& state, Direction direction) {
     spec.peer.port = in ? source : destination;
   }
   spec.esn = (info.flags & XFRM_STATE_ESN) != 0;
-  // A window under 32 is made 32: what is in it is checked all the same.
-  const std::uint32_t window = in ? window_of(state) : 32;
-  spec.window_bits = window == 0 ? 0 : std::max(window, 32U);
+  if (in) spec.window_bits = window_of(state);
   spec.next_seq = (in ? state.seq : state.oseq) + 1;
   if (spec.next_seq == 0)
     throw Refused(EINVAL, "all sequence numbers are used up; make a state with a fresh key");

@@ -79,15 +79,25 @@ Direction States::direction_of(const State& state) {
   return Direction::out;
 }
 
+// Takes the SA away again if it cannot.
 State& States::insert(State state) {
-  if (states_.size() >= kMaxStates) throw Refused(ENOMEM, "too many states");
-  state.serial = next_serial_++;
-  if (state.added == 0) state.added = wall(Clock::now());
-  by_id_.emplace(id_of(state.info.id, state.info.family), state.serial);
-  if (state.sa) by_sa_.emplace(*state.sa, state.serial);
-  if (state.ends) ends_.emplace(*state.ends, state.serial);
-  const std::uint64_t serial = state.serial;
-  return states_.emplace(serial, std::move(state)).first->second;
+  State* made = nullptr;
+  try {
+    if (states_.size() >= kMaxStates) throw Refused(ENOMEM, "too many states");
+    state.serial = next_serial_++;
+    if (state.added == 0) state.added = wall(Clock::now());
+    made = &states_.emplace(state.serial, std::move(state)).first->second;
+    by_id_.emplace(id_of(made->info.id, made->info.family), made->serial);
+    if (made->sa) by_sa_.emplace(*made->sa, made->serial);
+    if (made->ends) ends_.emplace(*made->ends, made->serial);
+    return *made;
+  } catch (...) {
+    if (made != nullptr)
+      remove(*made);
+    else
+      uninstall(state);
+    throw;
+  }
 }
 
 void States::install(State& state) {
@@ -102,21 +112,30 @@ void States::install(State& state) {
       throw Refused(EEXIST);
     if (direction == Direction::in)
       spec.next_seq = std::max(spec.next_seq, seen_.next(state.key_name));
-    Joins::Join& join = joins_.take(state.info.reqid, state.source(), state.destination());
-    spec.reqid = join.number;
-    dataplane::SaUpdate update;
-    update.peer = spec.peer;
+    state.join = &joins_.take(state.info.reqid, state.source(), state.destination());
     try {
+      spec.reqid = state.join->number;
+      dataplane::SaUpdate update;
+      update.peer = spec.peer;
       state.sa = dataplane_.add_sa(std::move(spec));
+      // The other direction may have an older one: IKE knows best.
+      if (!update.peer->address.is_any()) dataplane_.update_sa(*state.sa, update);
+      state.join->states.insert(*state.sa);
     } catch (...) {
-      joins_.drop(join);
+      uninstall(state);
       throw;
     }
-    // The other direction may have an older one: IKE knows best.
-    if (!update.peer->address.is_any()) dataplane_.update_sa(*state.sa, update);
-    join.states.insert(*state.sa);
-    state.join = &join;
   });
+}
+
+void States::uninstall(State& state) noexcept {
+  if (state.sa) {
+    state.join->states.erase(*state.sa);
+    dataplane_.remove_sa(*state.sa);
+    state.sa.reset();
+  }
+  if (state.join != nullptr) joins_.drop(*state.join);
+  state.join = nullptr;
 }
 
 State& States::add(State state) {
@@ -131,8 +150,9 @@ State& States::update(State state) {
   if (old == nullptr) throw Refused(ESRCH);
   if (old->larval()) {
     install(state);
+    State& made = insert(std::move(state));
     remove(*old);
-    return insert(std::move(state));
+    return made;
   }
   change_in_place(*old, std::move(state));
   return *old;
@@ -189,10 +209,8 @@ void States::remove(State& state) noexcept {
     const auto status = this->status(state);
     if (status && status->direction == Direction::in)
       seen_.remember(state.key_name, status->seq + 1);
-    state.join->states.erase(*state.sa);
     by_sa_.erase(*state.sa);
-    dataplane_.remove_sa(*state.sa);
-    joins_.drop(*state.join);
+    uninstall(state);
   }
   const auto is_it = [&](const auto& entry) { return entry.second == serial; };
   const auto [first, last] = by_id_.equal_range(id_of(state.info.id, state.info.family));

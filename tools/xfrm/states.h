@@ -55,7 +55,9 @@ class States {
   [[nodiscard]] static Id id_of(const xfrm_id& id, std::uint16_t family) noexcept;
 
   State& insert(State state);
+  // Gives it an SA of the data plane; and takes that away again.
   void install(State& state);
+  void uninstall(State& state) noexcept;
   [[nodiscard]] dataplane::Direction direction_of(const State& state);
   [[nodiscard]] bool is_free(const xfrm_id& id, std::uint16_t family) const;
   void change_in_place(State& old, State state);

@@ -423,5 +423,13 @@ TEST_F(SaLife, AnInboundKeyGoesOnWhereThePeerStopped) {
   EXPECT_EQ(sites->b.sa(out)->seq, 8U);
 }
 
+// In a batch no worker is waited for: one that still has the old limits may find them reached later.
+TEST(Limits, ThoseThatWereReplacedDoNotTakeTheEventOfTheNew) {
+  const Limits old(Lifetime{}), fresh(Lifetime{});
+  EXPECT_TRUE(old.set_soft());
+  EXPECT_FALSE(old.set_soft());
+  EXPECT_TRUE(fresh.set_soft());
+}
+
 }  // namespace
 }  // namespace espalier::test
