@@ -39,6 +39,13 @@ class Libreswan(Host):
         self.whack("--shutdown")
         assert self.pluto.wait(20) == 0, f"pluto ended with {self.pluto.returncode}"
 
+    def kill_pluto(self):
+        """A crash; then what the service file has for it (ExecStopPost)."""
+        self.pluto.kill()
+        self.pluto.wait()
+        for what in ("policy", "state"):
+            self.run(*self.exec("ip", "xfrm", what, "flush"))
+
     def whack(self, *words, check=True):
         return self.run("ipsec", "whack", *words, check=check)
 
@@ -54,4 +61,13 @@ class Libreswan(Host):
         return tuple(sum(int(pair[way]) for pair in found) for way in (0, 1))
 
     def wait_no_states(self):
-        until(lambda: not self.run(*self.exec("ip", "xfrm", "state")), "no state left")
+        listed = []
+
+        def gone():
+            listed[:] = self.run(*self.exec("ip", "xfrm", "state")).splitlines()
+            return not listed
+
+        try:
+            until(gone, "no state left")
+        except AssertionError as error:
+            raise AssertionError(f"{self.name}: {error}: {listed}") from None
