@@ -17,6 +17,7 @@ import threading
 
 from lab.daemon import SANITIZERS
 from lab.namespace import SKIPPED, Namespace
+from lab.wait import until
 
 from . import PACKAGES
 
@@ -109,6 +110,9 @@ class Host(Namespace):
 
     def read(self, path):
         return self.run("cat", path)
+
+    def wait_file(self, path, log):
+        until(lambda: self.run("sh", "-c", f"test -e {path} && echo there", check=False), f"{path}\n{log.text}")
 
     def start_logged(self, name, *words, **options):
         """A program whose output is kept: (process, log)."""

@@ -7,9 +7,12 @@ from lab.wait import until
 from .host import Host
 
 
+IKEV1 = "ikev1-policy=accept"  # for `config setup`: 4.10 otherwise refuses ikev2=no
+
+
 class Libreswan(Host):
-    def __init__(self, name, programs):
-        super().__init__(name, programs, ["libreswan"])
+    def __init__(self, name, programs, packages=()):
+        super().__init__(name, programs, ["libreswan", *packages])
         self.pluto = self.log = None
         self.run("ipsec", "--checknss")
 

@@ -8,6 +8,8 @@ from lab.namespace import Namespace, exit_on_signals, require_root
 
 from .libreswan import Libreswan
 
+LOG_SHOWN = 60  # lines of each program, when a test fails
+
 
 def arguments(description):
     parser = argparse.ArgumentParser(description=description)
@@ -27,13 +29,14 @@ class Picture:
         exit_on_signals()
         self.options = options
         self.hosts = []
+        self.boxes = []  # kept: a namespace ends with its last descriptor
 
     def add(self, host):
         self.hosts.append(host)
         return host
 
-    def libreswan(self, name):
-        return self.add(Libreswan(name, self.options.programs))
+    def libreswan(self, name, packages=()):
+        return self.add(Libreswan(name, self.options.programs, packages))
 
     @staticmethod
     def wire(one, device, address, other, other_device, other_address):
@@ -41,6 +44,16 @@ class Picture:
         one.join(device, other, other_device)
         for box, name, own in ((one, device, address), (other, other_device, other_address)):
             box.ip(f"address add {own} dev {name}" + (" nodad" if ":" in own else ""))
+
+    def network(self, host, device, address):
+        """A network behind a host; returns what is in it: the next address, routed by way of it."""
+        inside = Namespace(f"behind {host.name}")
+        own, length = address.split("/")
+        start, last = own.rsplit(".", 1)
+        self.wire(host, device, address, inside, "eth0", f"{start}.{int(last) + 1}/{length}")
+        inside.ip(f"route add default via {own}")
+        self.boxes.append(inside)
+        return inside
 
     def nat(self, inside, inside_address, outside, outside_address, public):
         """`inside` reaches `outside` through a router that puts the address `public` and ports of
@@ -51,6 +64,7 @@ class Picture:
         self.wire(outside, "eth0", outside_address, router, "eth1", public)
         inside.ip(f"route add default via {gateway}")
         self.masquerade(router, "eth1")
+        self.boxes.append(router)
         return router
 
     @staticmethod
@@ -74,4 +88,4 @@ class Picture:
             host.kill() if failed else host.stop()
         if failed:
             for log in (log for host in self.hosts for log in host.logs):
-                print(f"--- {log.name}\n{log.text}", file=sys.stderr)
+                print(f"--- {log.name}", *log.lines[-LOG_SHOWN:], sep="\n", file=sys.stderr)
