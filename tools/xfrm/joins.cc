@@ -25,10 +25,11 @@ bool has_unknown(const Key& key) {
 Joins::Map::iterator Joins::find(const Key& key) {
   const auto exact = joins_.find(key);
   if (exact != joins_.end() || (unknown_ == 0 && !has_unknown(key))) return exact;
-  const auto& [reqid, one, other] = key;
-  for (auto it = joins_.lower_bound(Key{reqid, {}, {}});
+  const auto& [reqid, one, other, tunnel] = key;
+  for (auto it = joins_.lower_bound(Key{reqid, {}, {}, false});
        it != joins_.end() && std::get<0>(it->first) == reqid; ++it) {
-    const auto& [unused, a, b] = it->first;
+    const auto& [unused, a, b, of_tunnel] = it->first;
+    if (tunnel != of_tunnel) continue;
     if ((meets(one, a) && meets(other, b)) || (meets(one, b) && meets(other, a))) return it;
   }
   return joins_.end();
@@ -42,8 +43,9 @@ std::uint32_t Joins::next_number() {
   return number;
 }
 
-Joins::Join& Joins::take(std::uint32_t reqid, const IpAddress& one, const IpAddress& other) {
-  const Key key{reqid, std::min(one, other), std::max(one, other)};
+Joins::Join& Joins::take(std::uint32_t reqid, const IpAddress& one, const IpAddress& other,
+                         bool tunnel) {
+  const Key key{reqid, std::min(one, other), std::max(one, other), tunnel};
   auto found = find(key);
   if (found == joins_.end()) {
     Join join;

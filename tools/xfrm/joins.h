@@ -22,13 +22,14 @@ class Joins {
   };
 
   // The join of a template or a state, made if it is not there; it stays until put back as often.
-  // Addresses in any order; an unknown one (all zero) meets every other.
+  // Addresses in any order; an unknown one (all zero) meets every other. Without `tunnel`: of a
+  // template of another mode, which no state meets: there are none.
   [[nodiscard]] Join& take(std::uint32_t reqid, const ifaces::IpAddress& one,
-                           const ifaces::IpAddress& other);
+                           const ifaces::IpAddress& other, bool tunnel = true);
   void drop(Join& join);
 
  private:
-  using Key = std::tuple<std::uint32_t, ifaces::IpAddress, ifaces::IpAddress>;
+  using Key = std::tuple<std::uint32_t, ifaces::IpAddress, ifaces::IpAddress, bool>;
   using Map = std::map<Key, Join>;
 
   [[nodiscard]] Map::iterator find(const Key& key);

@@ -27,7 +27,8 @@ void check_template(const xfrm_user_tmpl& t) {
     throw Refused(EINVAL, "Invalid XFRM protocol in template");
   if (t.id.proto == IPPROTO_AH || t.id.proto == IPPROTO_COMP)
     throw Refused(EPROTONOSUPPORT, "of the protocols there is ESP only");
-  if (t.mode != XFRM_MODE_TUNNEL)
+  // Without a state it is a trap like any other, and that is what libreswan has it for.
+  if (t.mode != XFRM_MODE_TUNNEL && t.mode != XFRM_MODE_TRANSPORT)
     throw Refused(EPROTONOSUPPORT, "of the modes there is tunnel only");
 }
 
@@ -144,8 +145,8 @@ void Policies::install(Policy& policy) {
     spec.action = PolicyAction::bypass;
   if (spec.action == PolicyAction::protect) {
     const xfrm_user_tmpl& t = policy.templates.front();
-    policy.join =
-        &joins_.take(t.reqid, to_address(t.saddr, t.family), to_address(t.id.daddr, t.family));
+    policy.join = &joins_.take(t.reqid, to_address(t.saddr, t.family),
+                               to_address(t.id.daddr, t.family), t.mode == XFRM_MODE_TUNNEL);
     spec.reqid = policy.join->number;
     spec.trap = spec.direction == Direction::out;
   }
