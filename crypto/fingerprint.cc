@@ -5,8 +5,8 @@
 namespace espalier::crypto {
 
 Fingerprint fingerprint(std::span<const std::uint8_t> key_material) {
-  static const Fingerprint secret = [] {
-    Fingerprint s{};
+  static const auto secret = [] {
+    std::array<std::uint8_t, 32> s{};
     randombytes_buf(s.data(), s.size());
     return s;
   }();

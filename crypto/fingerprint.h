@@ -7,7 +7,7 @@
 
 namespace espalier::crypto {
 
-using Fingerprint = std::array<std::uint8_t, 32>;
+using Fingerprint = std::array<std::uint8_t, 16>;
 
 // Equal for equal bytes within this process (keyed BLAKE2b); for finding a key that is there twice.
 [[nodiscard]] Fingerprint fingerprint(std::span<const std::uint8_t> key_material);

@@ -26,16 +26,18 @@ class SecretBytes {
   SecretBytes() = default;
   explicit SecretBytes(std::size_t size);  // zero-filled; takes memory when it is written to
   explicit SecretBytes(std::span<const std::uint8_t> bytes);
-  SecretBytes(SecretBytes&& other) noexcept;             // leaves `other` empty
-  SecretBytes& operator=(SecretBytes&& other) noexcept;  // leaves `other` empty
+  SecretBytes(SecretBytes&& other) noexcept = default;             // leaves `other` empty
+  SecretBytes& operator=(SecretBytes&& other) noexcept = default;  // leaves `other` empty
 
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] std::size_t size() const noexcept {
+    return data_ == nullptr ? 0 : data_.get_deleter().size;
+  }
   [[nodiscard]] std::span<std::uint8_t> bytes() noexcept {
     data_.get_deleter().written = true;
-    return {data_.get(), size_};
+    return {data_.get(), size()};
   }
   [[nodiscard]] std::span<const std::uint8_t> bytes() const noexcept {
-    return {data_.get(), size_};
+    return {data_.get(), size()};
   }
   [[nodiscard]] bool equals(const SecretBytes& other) const noexcept;
 
@@ -43,12 +45,11 @@ class SecretBytes {
 
  private:
   struct Free {
-    std::size_t size;
+    std::uint32_t size;
     bool written;  // somebody could have
     void operator()(std::uint8_t* data) const noexcept;
   };
   std::unique_ptr<std::uint8_t, Free> data_{nullptr, Free{0, false}};
-  std::size_t size_ = 0;
 };
 
 void wipe(std::span<std::uint8_t> bytes) noexcept;

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <utility>
 
 namespace espalier::dataplane {
 
@@ -23,6 +23,9 @@ class ReplayWindow {
   // T-W+1 … T. 0: no window, every number is good, any number of times.
   // `top`: numbers up to and including it count as seen.
   explicit ReplayWindow(std::uint32_t bits, std::uint64_t top = 0);
+  ReplayWindow(ReplayWindow&& other) noexcept { *this = std::move(other); }
+  ReplayWindow& operator=(ReplayWindow&& other) noexcept;  // swaps
+  ~ReplayWindow();
 
   [[nodiscard]] Verdict check(std::uint64_t seq) const noexcept {
     if (seq > top_) return Verdict::good;
@@ -64,10 +67,11 @@ class ReplayWindow {
   }
   void forget(std::uint64_t first, std::uint64_t last) noexcept;
 
-  std::uint64_t top_;
-  std::uint32_t bits_;
-  std::uint32_t word_mask_;
-  std::unique_ptr<std::uint64_t[]> words_;
+  std::uint64_t top_ = 0;
+  std::uint32_t bits_ = 0;
+  std::uint32_t word_mask_ = 0;
+  // Of an arena: while `top_` is 0 nobody has written to them, and they take no memory.
+  std::uint64_t* words_ = nullptr;
 };
 
 }  // namespace espalier::dataplane

@@ -25,7 +25,32 @@
 
 namespace espalier::dataplane {
 
-// What the SAs of both directions have.
+// One key, or one for each worker where a key cannot be shared between threads.
+class WorkerKeys {
+ public:
+  void push_back(std::unique_ptr<crypto::AeadKey> key) {
+    if (first_ == nullptr) {
+      first_ = std::move(key);
+      return;
+    }
+    if (others_ == nullptr) others_ = std::make_unique<std::vector<Key>>();
+    others_->push_back(std::move(key));
+  }
+  [[nodiscard]] std::size_t size() const noexcept {
+    return (first_ == nullptr ? 0U : 1U) + (others_ == nullptr ? 0U : others_->size());
+  }
+  [[nodiscard]] const std::unique_ptr<crypto::AeadKey>& front() const noexcept { return first_; }
+  [[nodiscard]] const crypto::AeadKey& of(unsigned worker) const noexcept {
+    return others_ == nullptr || worker == 0 ? *first_ : *(*others_)[worker - 1];
+  }
+
+ private:
+  using Key = std::unique_ptr<crypto::AeadKey>;
+  Key first_;
+  std::unique_ptr<std::vector<Key>> others_;
+};
+
+// What the SAs of both directions have. The order leaves few gaps: there may be many.
 struct SaCommon {
   SaCommon() = default;
   SaCommon(const SaCommon&) = delete;
@@ -40,24 +65,23 @@ struct SaCommon {
   bool esn = false;
   crypto::Suite suite{};
   std::array<std::uint8_t, crypto::kMaxSaltBytes> salt{};
-  // One key, or one for each worker where a key cannot be shared between threads.
-  std::vector<std::unique_ptr<crypto::AeadKey>> keys;
+  std::uint16_t mss_clamp = 0;  // as in SaSpec
+  WorkerKeys keys;
   std::string_view backend;
   crypto::Fingerprint key_name{};
   OuterSocket* socket = nullptr;
-  std::uint32_t outer_mark = 0;  // SO_MARK
   std::shared_ptr<Peer> peer;    // never null; shared with the other direction
-  std::uint16_t mss_clamp = 0;   // as in SaSpec
-  Mark mark;
+  std::uint32_t outer_mark = 0;  // SO_MARK
   std::uint32_t if_id = 0;
+  Mark mark;
   ifaces::IpAddress local;
   // As it was given, for the control thread: a peer that moves stays with its device.
   ifaces::IpAddress remote;
   std::uint16_t remote_port = 0;
   bool moves = false;  // the peer's address may change
+  LifeState life;
   std::string name;
   std::chrono::steady_clock::time_point added;
-  LifeState life;
   std::atomic<const Limits*> limits{nullptr};  // null: no limit by packets or bytes
 
   // What was asked for; control thread.
@@ -67,7 +91,7 @@ struct SaCommon {
     return l == nullptr ? kNone : l->asked;
   }
   [[nodiscard]] const crypto::AeadKey& key(unsigned worker) const noexcept {
-    return *keys[keys.size() == 1 ? 0 : worker];
+    return keys.of(worker);
   }
 };
 
@@ -86,7 +110,9 @@ struct SaCounters {
 
 struct OutboundSa : SaCommon {
   OuterRule outer;
-  std::uint32_t tfc_padding = 0;  // as in SaSpec
+  std::uint32_t tfc_padding = 0;       // as in SaSpec
+  std::int64_t last_keepalive_ns = 0;  // control thread
+  OutboundSa* same_spi = nullptr;      // control thread: the next one of this SPI
   // The next number to hand out; it may run past the limit, and then nothing more is sent.
   alignas(64) std::atomic<std::uint64_t> next_seq{1};
   std::atomic<std::uint64_t> seq_limit{0};
@@ -94,8 +120,6 @@ struct OutboundSa : SaCommon {
   std::atomic<std::uint64_t> exhausted{0};  // packets dropped for want of a number
   std::atomic<std::uint64_t> after_end{0};  // packets dropped because the SA has expired
   EventLimiter exhaustions;
-  std::int64_t last_keepalive_ns = 0;  // control thread
-  OutboundSa* same_spi = nullptr;      // control thread: the next one of this SPI
 
   // `count` consecutive numbers, the first in `first`; how many of them may be used is returned.
   // What was reserved is never given back (RFC 4106 §3.1).
@@ -133,11 +157,11 @@ struct InboundSa : SaCommon {
   std::atomic<const Binding*> binding{nullptr};
   std::unique_ptr<const Binding> own_binding;  // control thread: what `binding` is
 
+  alignas(64) ReplayWindow window;
+  SaCounters counters;
   // Taken twice a run of packets, not per packet: a GRO super-packet may bring a packet to a worker
   // whose SA it is not.
-  alignas(64) std::atomic_flag busy;
-  ReplayWindow window;
-  SaCounters counters;
+  std::atomic_flag busy;
   std::array<std::atomic<std::uint32_t>, kDropCount> drops{};
   enum class Audit : std::uint8_t { replay, integrity, selector, mapping };
   std::array<EventLimiter, 4> audits;

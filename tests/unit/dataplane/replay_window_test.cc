@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace espalier::dataplane {
 namespace {
@@ -251,6 +252,23 @@ TEST(ReplayWindow, OffAndOnAgainTakesNothingOld) {
   window.take_over(off);
   for (std::uint64_t n = 1; n <= 50; ++n) EXPECT_NE(window.commit(n), Verdict::good);
   EXPECT_EQ(window.commit(51), Verdict::good);
+}
+
+// The place of a window that goes is the next one's, which has seen nothing.
+TEST(ReplayWindow, KnowsNothingOfTheOneBefore) {
+  for (const std::uint32_t bits : {32U, 64U, 4096U, kMaxWindowBits}) {
+    {
+      ReplayWindow used(bits);
+      for (std::uint64_t n = 1; n <= 2ULL * bits; ++n) ASSERT_EQ(used.commit(n), Verdict::good);
+      const ReplayWindow full(bits, 1);
+    }
+    std::vector<ReplayWindow> fresh;
+    for (int i = 0; i < 3; ++i) fresh.emplace_back(bits);
+    for (ReplayWindow& window : fresh) {
+      ASSERT_EQ(window.commit(bits), Verdict::good);
+      for (std::uint64_t n = 1; n < bits; ++n) ASSERT_EQ(window.check(n), Verdict::good) << n;
+    }
+  }
 }
 
 // A11: where the window lies in the 32-bit number space decides the high half (RFC 4303 A2.2).
