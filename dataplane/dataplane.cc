@@ -234,6 +234,14 @@ void Dataplane::send_dummies(SaId id, unsigned count, unsigned length) {
   dataplane::send_dummies(state_->workers, state_->known_outbound(id), count, length);
 }
 
+void Dataplane::share_port(int fd) {
+  state_->sockets.share_port(fd);
+}
+
+bool Dataplane::may_share(const ifaces::Endpoint& local) {
+  return state_->sockets.may_share(local);
+}
+
 int Dataplane::ike_socket(const ifaces::Endpoint& local, std::uint32_t mark) {
   return state_->sockets.ike_socket(local, mark);
 }
@@ -435,6 +443,7 @@ void Dataplane::extend_limit(SaId id, std::uint64_t limit) {
 
 void Dataplane::refresh_paths() {
   state_->paths.ask_again();
+  state_->sockets.tidy();
 }
 
 void Dataplane::send_keepalives(std::chrono::seconds idle) {

@@ -143,6 +143,15 @@ class Dataplane {
   // dropped (no_ike). `mark`: SO_MARK. Throws std::system_error, or std::runtime_error.
   [[nodiscard]] int ike_socket(const ifaces::Endpoint& local, std::uint32_t mark);
 
+  // The UDP socket of an IKE daemon that has asked the kernel for UDP_ENCAP: from now on its port
+  // is shared (ifaces/shared_port.h), by the SAs too that had sockets of their own there. When the
+  // daemon ends, ESP goes on. The descriptor is not kept. Throws std::system_error, or
+  // std::invalid_argument.
+  void share_port(int fd);
+  // An IKE daemon is about to bind a UDP socket to `local`. If that port is ours and may be shared:
+  // true, and ifaces::let_share() lets it in. Throws as above.
+  [[nodiscard]] bool may_share(const ifaces::Endpoint& local);
+
   // Asks the kernel again about links that have refused a packet for its length; take_events() does
   // so when they do. To be called about once a second.
   void refresh_paths();

@@ -1,5 +1,7 @@
 #include "dataplane/inbound.h"
 
+#include <new>
+
 #include "dataplane/bytes.h"
 #include "dataplane/esp.h"
 #include "dataplane/ike_packet.h"
@@ -17,7 +19,24 @@ Inbound::Inbound(unsigned worker, ifaces::Engine& engine, const Sad& sad, Worker
       coalescer_(offloads),
       ike_(new std::uint8_t[kIkeBytes]) {}  // not written before there is IKE
 
+namespace {
+
+AddressWords destination(const OuterSocket& socket, const ifaces::Received& received) noexcept {
+  return socket.any ? words(received.local) : socket.local_words;
+}
+
+}  // namespace
+
 void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) noexcept {
+  if (socket_ != &socket || socket.any) {
+    const AddressWords local = destination(socket, received);
+    if (socket_ != &socket || !same(local, local_)) {
+      run_batch();
+      sa_ = nullptr;
+    }
+    socket_ = &socket;
+    local_ = local;
+  }
   std::uint8_t* data = received.data;
   std::uint32_t left = received.len;
   const std::uint32_t step = received.segment_size != 0 ? received.segment_size : left;
@@ -33,13 +52,13 @@ void Inbound::add(const OuterSocket& socket, const ifaces::Received& received) n
 void Inbound::prefetch_slot(const OuterSocket& socket,
                             const ifaces::Received& received) const noexcept {
   if (received.len >= kEspHeader)
-    sad_.prefetch({load_be<std::uint32_t>(received.data), socket.local_words});
+    sad_.prefetch({load_be<std::uint32_t>(received.data), destination(socket, received)});
 }
 
 void Inbound::prefetch_sa(const OuterSocket& socket,
                           const ifaces::Received& received) const noexcept {
   if (received.len >= kEspHeader)
-    sad_.prefetch_node({load_be<std::uint32_t>(received.data), socket.local_words});
+    sad_.prefetch_node({load_be<std::uint32_t>(received.data), destination(socket, received)});
 }
 
 void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& received,
@@ -50,10 +69,9 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   if (spi == 0 && socket.encapsulation == Encapsulation::udp)
     return forward_ike(socket, received, {data, len});  // the non-ESP marker, RFC 3948 §2.2
 
-  if (sa_ == nullptr || static_cast<std::uint32_t>(sa_->spi) != spi || sa_->socket != &socket ||
-      count_ == kDecapBatch) {
+  if (sa_ == nullptr || static_cast<std::uint32_t>(sa_->spi) != spi || count_ == kDecapBatch) {
     run_batch();
-    sa_ = sad_.find({spi, socket.local_words});
+    sa_ = sad_.find({spi, local_});
     if (sa_ == nullptr) {
       reporter_.no_spi(socket, spi, received.peer);
       return counters_.drop(Drop::no_spi);
@@ -70,22 +88,32 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   packet.peer = &received.peer;
 }
 
+// Round the loopback device (ifaces/ike_socket.h). On a port that is shared, only what GRO has
+// merged comes here; alone, a datagram that was not led to the IKE daemon has no daemon, or a wrong
+// length, and would come again.
 void Inbound::forward_ike(const OuterSocket& socket, const ifaces::Received& received,
                           std::span<const std::uint8_t> datagram) noexcept {
+  constexpr std::size_t kAlign = alignof(sockaddr_storage);
+  ike_used_ = (ike_used_ + kAlign - 1) / kAlign * kAlign;
   if (!socket.has_ike.load(std::memory_order_acquire) ||
-      ike_used_ + kIkeHeadroom + datagram.size() > kIkeBytes)
+      (socket.is_shared && received.segment_size == 0) ||
+      ike_used_ + sizeof(sockaddr_storage) + kIkeHeadroom + datagram.size() > kIkeBytes)
     return counters_.drop(Drop::no_ike);
+  ifaces::Endpoint to = socket.local;
+  if (socket.any) to.address = received.local;
+  auto* const address = new (&ike_[ike_used_]) sockaddr_storage;
+  const socklen_t address_length = ifaces::Endpoint{to.address, 0}.to(*address);
+  ike_used_ += sizeof *address;
   std::uint8_t* packet = &ike_[ike_used_];
-  const std::size_t length =
-      write_ike_packet(received.peer, socket.local, received.tos, datagram, packet);
+  const std::size_t length = write_ike_packet(received.peer, to, received.tos, datagram, packet);
   ike_used_ += length;
   engine_.send({.port = socket.injectors[worker_],
                 .tos = 0,
                 .segment_size = 0,
                 .len = static_cast<std::uint32_t>(length),
                 .data = packet,
-                .to = &socket.ike_address,
-                .to_len = socket.ike_address_length},
+                .to = address,
+                .to_len = address_length},
                1);
 }
 
@@ -175,6 +203,7 @@ void Inbound::write(std::span<const iovec> parts, std::uint16_t packets) noexcep
 void Inbound::end_turn() noexcept {
   run_batch();
   sa_ = nullptr;
+  socket_ = nullptr;
   if (device_ != nullptr) coalescer_.flush(*this);
   device_ = nullptr;
   reporter_.end_turn();

@@ -55,8 +55,10 @@ class Inbound final : private TunSink {
   WorkerCounters& counters_;
   Reporter reporter_;
   Coalescer coalescer_;
-  Device* device_ = nullptr;  // whose packets the coalescer holds
-  InboundSa* sa_ = nullptr;   // of the run being collected
+  Device* device_ = nullptr;             // whose packets the coalescer holds
+  InboundSa* sa_ = nullptr;              // of the run being collected
+  const OuterSocket* socket_ = nullptr;  // where it came in
+  AddressWords local_{};                 // the outer destination
   std::int64_t now_ns_ = 0;
   // IKE datagrams on their way to the IKE daemon's socket; they stay until the next turn.
   static constexpr std::size_t kIkeBytes = std::size_t{1} << 17;  // the longest one, and many more

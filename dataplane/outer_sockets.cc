@@ -1,6 +1,7 @@
 #include "dataplane/outer_sockets.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <system_error>
 
 #include "ifaces/esp_socket.h"
@@ -33,7 +34,6 @@ void OuterSockets::open(OuterSocket& socket) const {
     socket.fds.push_back(is_udp(socket)
                              ? ifaces::open_udp(socket.local, {w, count}, outer)
                              : ifaces::open_raw_esp(socket.local.address, {w, count}, outer));
-  if (is_udp(socket) && udp_gso_) socket.gso_segments = ifaces::probe_udp_gso(socket.local.address);
   workers_.attach(socket.fds, socket.ports, kind(socket), {nullptr, &socket});
   open_sender(socket);  // now: workers read its ports without a lock
 }
@@ -54,6 +54,7 @@ void OuterSockets::open_sender(OuterSocket& socket) const {
     socket.sender_fds = std::move(fds);
     socket.sender_ports = std::move(ports);
   } catch (const std::system_error&) {
+    socket.sender_ports = socket.ports;
   }
 }
 
@@ -68,16 +69,24 @@ OuterSocket& OuterSockets::use(Encapsulation encapsulation, const ifaces::Endpoi
   socket->local = local;
   socket->local_words = words(local.address);
   socket->users = 1;
-  open(*socket);
+  if (is_udp(*socket) && udp_gso_) socket->gso_segments = ifaces::probe_udp_gso(local.address);
+  PortShare* const share = is_udp(*socket) ? shared_.find(local) : nullptr;
+  if (share != nullptr)
+    shared_.lead(*socket, *share);
+  else
+    open(*socket);
   sockets_.push_back(std::move(socket));
   return *sockets_.back();
 }
 
 void OuterSockets::release(OuterSocket& socket) {
   if (--socket.users > 0) return;
-  workers_.detach(socket.ports);
-  workers_.detach(socket.injectors);
-  workers_.detach(socket.sender_ports);
+  if (socket.share == nullptr) {
+    workers_.detach(socket.ports);
+    workers_.detach(socket.injectors);
+    if (!socket.sender_fds.empty()) workers_.detach(socket.sender_ports);
+  }
+  SharedPorts::leave(socket);
   std::erase_if(sockets_, [&socket](const auto& s) { return s.get() == &socket; });
 }
 
@@ -88,11 +97,71 @@ void OuterSockets::open_ike(OuterSocket& socket, std::uint32_t mark) const {
     socket.injector_fds.push_back(ifaces::open_injector(socket.local.address.family));
   // No owner: what this port could receive is nobody's.
   workers_.attach(socket.injector_fds, socket.injectors, raw_kind(socket), {});
-  socket.ike_address_length = ifaces::Endpoint{socket.local.address, 0}.to(socket.ike_address);
   socket.has_ike.store(true, std::memory_order_release);
 }
 
+// ------------------------------------------------------------------ ports of IKE daemons
+
+namespace {
+
+bool covers(const ifaces::Endpoint& port, const OuterSocket& socket) noexcept {
+  return is_udp(socket) && socket.local.port == port.port &&
+         socket.local.address.family == port.address.family &&
+         (port.address.is_any() || port.address == socket.local.address);
+}
+
+}  // namespace
+
+PortShare& OuterSockets::share(const ifaces::Endpoint& local) {
+  if (PortShare* const known = shared_.find_exact(local)) return *known;
+  for (const auto& socket : sockets_) {
+    if (!covers(local, *socket) || socket->share != nullptr) continue;
+    if (socket->has_ike.load(std::memory_order_relaxed))
+      throw std::system_error(
+          EADDRINUSE, std::generic_category(),
+          "an IKE daemon has taken the port " + socket->local.str() + " by the control socket");
+    for (const auto* fds : {&socket->fds, &socket->sender_fds})
+      for (const ifaces::UniqueFd& fd : *fds) ifaces::let_share(fd.get());
+  }
+  PortShare& made = shared_.open(local);
+  for (const auto& socket : sockets_) {
+    if (!covers(local, *socket) || shared_.find(socket->local) != &made) continue;
+    // Out of sight until the workers have gone over, then theirs no more.
+    OuterSocket own;
+    if (socket->share == nullptr) {
+      own.ports = socket->ports;
+      if (!socket->sender_fds.empty()) own.sender_ports = socket->sender_ports;
+    }
+    shared_.lead(*socket, made);
+    workers_.detach(own.ports);
+    workers_.detach(own.sender_ports);
+    socket->fds.clear();
+    socket->sender_fds.clear();
+  }
+  return made;
+}
+
+void OuterSockets::share_port(int fd) {
+  const ifaces::Endpoint local = ifaces::shared_endpoint(fd);
+  ifaces::let_share(fd);
+  share(local).steering.set_ike(fd);
+}
+
+bool OuterSockets::may_share(const ifaces::Endpoint& local) {
+  const PortShare* known = shared_.find(local);
+  if (known == nullptr) {
+    const auto is_in_the_way = [&](const auto& socket) { return covers(local, *socket); };
+    if (std::none_of(sockets_.begin(), sockets_.end(), is_in_the_way)) return false;
+    known = &share(local);
+  }
+  // Two at one port: the second is refused, as without us.
+  return !known->steering.has_ike();
+}
+
 int OuterSockets::ike_socket(const ifaces::Endpoint& local, std::uint32_t mark) {
+  if (shared_.find(local) != nullptr)
+    throw std::system_error(EADDRINUSE, std::generic_category(),
+                            local.str() + " is shared with an IKE daemon behind espalier exec");
   OuterSocket& socket = use(Encapsulation::udp, local);  // the daemon counts as one, for good
   if (socket.has_ike.load(std::memory_order_relaxed)) {
     --socket.users;

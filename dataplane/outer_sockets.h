@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "dataplane/shared_ports.h"
 #include "dataplane/socket_set.h"
 #include "dataplane/workers.h"
 
@@ -15,7 +16,8 @@ namespace espalier::dataplane {
 class OuterSockets {
  public:
   // `udp_gso`: use it where the kernel has it.
-  OuterSockets(const Workers& workers, bool udp_gso) : workers_(workers), udp_gso_(udp_gso) {}
+  OuterSockets(const Workers& workers, bool udp_gso)
+      : workers_(workers), udp_gso_(udp_gso), shared_(workers) {}
   OuterSockets(const OuterSockets&) = delete;
   OuterSockets& operator=(const OuterSockets&) = delete;
 
@@ -27,6 +29,12 @@ class OuterSockets {
   // As in Dataplane::ike_socket.
   [[nodiscard]] int ike_socket(const ifaces::Endpoint& local, std::uint32_t mark);
 
+  // As in Dataplane.
+  void share_port(int fd);
+  [[nodiscard]] bool may_share(const ifaces::Endpoint& local);
+  // To be called about once a second.
+  void tidy() { shared_.tidy(); }
+
   // Do routers' reports about what it sent arrive here?
   [[nodiscard]] bool hears(const OuterSocket& socket) const noexcept {
     return workers_.front().hears(socket.local.address.family);
@@ -36,10 +44,12 @@ class OuterSockets {
   void open(OuterSocket& socket) const;
   void open_sender(OuterSocket& socket) const;
   void open_ike(OuterSocket& socket, std::uint32_t mark) const;
+  PortShare& share(const ifaces::Endpoint& local);
 
   const Workers& workers_;
   bool udp_gso_;
   std::vector<std::unique_ptr<OuterSocket>> sockets_;
+  SharedPorts shared_;
 };
 
 }  // namespace espalier::dataplane

@@ -41,7 +41,8 @@ void send_dummies(const Workers& workers, OutboundSa& sa, unsigned count, unsign
                    .data = packet.data(),
                    .to = &address,
                    .to_len = address_length,
-                   .mark = sa.outer_mark},
+                   .mark = sa.outer_mark,
+                   .source = sa.socket->source()},
                   0);
       engine.flush();
     }
@@ -71,17 +72,19 @@ void send_keepalives(const Workers& workers, const Tables& tables, std::chrono::
     ifaces::Port port;
     ifaces::Endpoint to;
     std::uint32_t mark;
+    const ifaces::IpAddress* from;
   };
   std::vector<Keepalive> due;
   for (const auto& [ends, mapping] : mappings) {
     if (mapping.last_ns > before_ns) continue;
     for (OutboundSa* sa : mapping.sas) sa->last_keepalive_ns = now_ns;
-    due.push_back({ends.first->ports.front(), ends.second, mapping.sas.back()->outer_mark});
+    due.push_back({ends.first->ports.front(), ends.second, mapping.sas.back()->outer_mark,
+                   ends.first->source()});
   }
   if (due.empty()) return;
   static constexpr std::uint8_t kKeepalive = 0xff;
   workers.front().call([&](ifaces::Engine& engine) {
-    for (const auto& [port, to, mark] : due) {
+    for (const auto& [port, to, mark, from] : due) {
       sockaddr_storage address{};
       const socklen_t length = to.to(address);
       engine.send({.port = port,
@@ -91,7 +94,8 @@ void send_keepalives(const Workers& workers, const Tables& tables, std::chrono::
                    .data = &kKeepalive,
                    .to = &address,
                    .to_len = length,
-                   .mark = mark},
+                   .mark = mark,
+                   .source = from},
                   0);
       engine.flush();
     }

@@ -37,7 +37,8 @@ void Transmitter::add_target() noexcept {
   target.mark = sa_->outer_mark;
   const OuterSocket& socket = *sa_->socket;
   target.port = socket.ports[worker_];
-  target.sender_port = socket.sender_ports.empty() ? target.port : socket.sender_ports[worker_];
+  target.sender_port = socket.sender_ports[worker_];
+  target.source = socket.source();
   target.peer = sa_->peer.get();
 }
 
@@ -101,7 +102,8 @@ void Transmitter::send_all() noexcept {
                   .to_len = target.length,
                   .mark = target.mark,
                   .hop_limit = run.outer.hop_limit,
-                  .flow_label = run.outer.flow_label},
+                  .flow_label = run.outer.flow_label,
+                  .source = target.source},
                  run.packets);
   }
   run_count_ = 0;

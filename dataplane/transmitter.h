@@ -65,6 +65,7 @@ class Transmitter {
     socklen_t length;
     ifaces::Port port;
     ifaces::Port sender_port;  // for what is sent without DF
+    const ifaces::IpAddress* source;
     Peer* peer;
   };
 

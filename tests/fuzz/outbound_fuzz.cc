@@ -37,7 +37,7 @@ struct Setup {
     socket.local = {local, 4500};
     socket.local_words = words(local);
     socket.gso_segments = (choice & 0x40) != 0 ? 64 : 0;
-    socket.ports = {0};
+    socket.ports = socket.sender_ports = {0};
     pair.in.socket = pair.out.socket = &socket;
     pair.in.set_local(local);
     pair.out.seq_limit = 1'000'000;

@@ -54,7 +54,8 @@ ifaces::UniqueFd install_filter() {
   trap(context.get(), SCMP_SYS(bind), {});
   trap(context.get(), SCMP_SYS(getsockname), {});
   trap(context.get(), SCMP_SYS(setsockopt), {is(1, SOL_NETLINK)});
-  trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_UDP), is(2, UDP_ENCAP)});
+  for (const unsigned option : {UDP_ENCAP, UDP_GRO})
+    trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_UDP), is(2, option)});
   trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_IP), is(2, IP_XFRM_POLICY)});
   trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_IPV6), is(2, IPV6_XFRM_POLICY)});
   for (const int call : {SCMP_SYS(sendmsg), SCMP_SYS(sendto), SCMP_SYS(write)})

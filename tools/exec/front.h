@@ -5,6 +5,7 @@
 
 #include <linux/netlink.h>
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 
@@ -15,6 +16,7 @@ inline constexpr std::size_t kMaxMessage = 65536;  // bytes of one datagram
 
 inline constexpr std::uint16_t kState = 8;  // first of all, and whenever it changes
 inline constexpr std::uint16_t kNatt = 9;   // with one descriptor: a UDP socket that set UDP_ENCAP
+inline constexpr std::uint16_t kBind = 10;  // may a UDP socket be bound to `name` beside ours?
 
 inline constexpr std::uint32_t kExtAck = 1;  // NETLINK_EXT_ACK
 inline constexpr std::uint32_t kCapAck = 2;  // NETLINK_CAP_ACK
@@ -29,6 +31,7 @@ struct Message {
   std::uint32_t groups;  // multicast groups, bit N-1 for group N
   std::uint32_t flags;
   std::int32_t error;
+  std::array<std::uint8_t, 28> name;  // kBind: a sockaddr_in or sockaddr_in6
 };
 
 // The XFRM socket of a daemon lies beside its control socket.

@@ -78,19 +78,10 @@ bool converse(int fd, front::Message& message, int descriptor,
   }
 }
 
-front::Message make(std::uint16_t type, std::uint32_t pid) {
-  front::Message message{};
-  message.header.nlmsg_len = sizeof message;
-  message.header.nlmsg_type = type;
-  message.version = front::kVersion;
-  message.pid = pid;
-  return message;
-}
-
 }  // namespace
 
 Relay::Relay(std::filesystem::path daemon, std::uint32_t pid, std::uint32_t portid)
-    : path_(std::move(daemon)), state_(make(front::kState, pid)) {
+    : path_(std::move(daemon)), state_(front_message(front::kState, pid)) {
   state_.portid = portid;
   std::array<int, 2> pair{};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair.data()) != 0) fail("socketpair");
@@ -210,11 +201,20 @@ void Relay::refuse(const nlmsghdr& request) {
   ::send(command_.get(), &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-int hand_over_natt(const std::filesystem::path& daemon, std::uint32_t pid, int socket) {
-  const ifaces::UniqueFd fd = dial(daemon);
-  if (!fd) return ECONNREFUSED;
-  front::Message message = make(front::kNatt, pid);
-  return converse(fd.get(), message, socket, [](auto) {}) ? message.error : ECONNREFUSED;
+front::Message front_message(std::uint16_t type, std::uint32_t pid) {
+  front::Message message{};
+  message.header.nlmsg_len = sizeof message;
+  message.header.nlmsg_type = type;
+  message.version = front::kVersion;
+  message.pid = pid;
+  return message;
+}
+
+ifaces::UniqueFd converse(const std::filesystem::path& daemon, front::Message& message,
+                          int descriptor) {
+  ifaces::UniqueFd fd = dial(daemon);
+  if (fd && !converse(fd.get(), message, descriptor, [](auto) {})) fd.reset(-1);
+  return fd;
 }
 
 }  // namespace espalier::tools

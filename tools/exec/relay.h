@@ -56,8 +56,11 @@ class Relay {
   std::optional<nlmsghdr> pending_;  // a request without its answer
 };
 
-// Hands a UDP socket that set UDP_ENCAP to the daemon. Returns 0 or an errno.
-[[nodiscard]] int hand_over_natt(const std::filesystem::path& daemon, std::uint32_t pid,
-                                 int socket);
+[[nodiscard]] front::Message front_message(std::uint16_t type, std::uint32_t pid);
+
+// Over a connection of its own: sends `message`, with a descriptor unless it is -1, and puts the
+// answer there. Returns the connection; none: no daemon.
+[[nodiscard]] ifaces::UniqueFd converse(const std::filesystem::path& daemon,
+                                        front::Message& message, int descriptor);
 
 }  // namespace espalier::tools

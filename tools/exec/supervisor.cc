@@ -19,6 +19,7 @@
 #include <optional>
 #include <vector>
 
+#include "ifaces/shared_port.h"
 #include "tools/control_client.h"
 #include "tools/exec/filter.h"
 #include "tools/exec/tunnel_request.h"
@@ -73,12 +74,14 @@ nlohmann::json vti_request(const char* op, const dataplane::DeviceSpec& device) 
 Supervisor::Supervisor(ifaces::UniqueFd listener, std::filesystem::path control)
     : listener_(std::move(listener)),
       control_(std::move(control)),
-      xfrm_(front::socket_path(control_)) {}
+      xfrm_(front::socket_path(control_)),
+      natt_(xfrm_) {}
 
 void Supervisor::run() {
   for (;;) {
     std::vector<pollfd> fds{{listener_.get(), POLLIN, 0}};
-    bool daemon_away = false;
+    bool daemon_away = natt_.waits();
+    if (natt_.link() >= 0) fds.push_back({natt_.link(), POLLIN, 0});
     for (const auto& [cookie, relay] : relays_) {
       fds.push_back({relay->command_fd(), POLLIN, 0});
       if (relay->daemon_fd() >= 0) fds.push_back({relay->daemon_fd(), POLLIN, 0});
@@ -96,12 +99,17 @@ void Supervisor::run() {
     if (daemon_away)
       for (const auto& [cookie, relay] : relays_)
         if (relay->state().groups != 0) relay->connect();
+    if (natt_.waits()) natt_.look_for_daemon();
   }
 }
 
 void Supervisor::serve_relays(std::span<const pollfd> ready) {
   for (const pollfd& fd : ready) {
     if (fd.revents == 0) continue;
+    if (fd.fd == natt_.link()) {
+      natt_.lose_daemon();  // it has nothing to say there
+      continue;
+    }
     const auto found = std::find_if(relays_.begin(), relays_.end(), [&fd](const auto& entry) {
       return entry.second->command_fd() == fd.fd || entry.second->daemon_fd() == fd.fd;
     });
@@ -208,7 +216,7 @@ Supervisor::Verdict Supervisor::judge(const seccomp_notif& call) {
     case SYS_ioctl:
       return on_tunnel(process, a);
     case SYS_setsockopt:
-      if (static_cast<int>(a[1]) == IPPROTO_UDP) return on_encap(process, number);
+      if (static_cast<int>(a[1]) == IPPROTO_UDP) return on_udp_option(process, a);
       // Only a kernel with XFRM could let these sockets pass its policies; ours never sees them.
       if (static_cast<int>(a[1]) != SOL_NETLINK) return done();
       break;
@@ -217,6 +225,7 @@ Supervisor::Verdict Supervisor::judge(const seccomp_notif& call) {
   }
   const ifaces::UniqueFd socket = process.descriptor(number);
   Relay* relay = relay_of(socket);
+  if (relay == nullptr && call.data.nr == SYS_bind) return on_udp_bind(process, socket, a);
   if (relay == nullptr || !still_waiting(call)) return native();
   if (call.data.nr == SYS_bind) return on_bind(process, *relay, a);
   if (call.data.nr == SYS_getsockname) return on_getsockname(process, *relay, a);
@@ -253,12 +262,35 @@ Supervisor::Verdict Supervisor::on_option(const Process& process, Relay& relay, 
   return done();
 }
 
-// The kernel itself must not see the option: without ESP in it, it would drop every ESP packet of
-// the socket, and tell the sender that the port is closed.
-Supervisor::Verdict Supervisor::on_encap(const Process& process, int socket) const {
-  const ifaces::UniqueFd copy = process.descriptor(socket);
-  if (!copy) return native();
-  const int error = hand_over_natt(xfrm_, static_cast<std::uint32_t>(process.pid()), copy.get());
+// An IKE daemon that starts again finds its port in the hands of espalierd, whose sockets may only
+// be joined by who says so before bind().
+Supervisor::Verdict Supervisor::on_udp_bind(const Process& process, const ifaces::UniqueFd& socket,
+                                            Arguments a) const {
+  int protocol = 0;
+  socklen_t length = sizeof protocol;
+  if (!socket || ::getsockopt(socket.get(), SOL_SOCKET, SO_PROTOCOL, &protocol, &length) != 0 ||
+      protocol != IPPROTO_UDP)
+    return native();
+  sockaddr_storage name{};
+  const auto size = std::min<std::size_t>(a[2], sizeof(sockaddr_in6));
+  if (!process.read(a[1], {reinterpret_cast<std::uint8_t*>(&name), size})) return native();
+  const ifaces::Endpoint local = ifaces::Endpoint::from(name);
+  if (local.port != 0 && process.may_configure() && natt_.may_share(local))
+    ifaces::let_share(socket.get());
+  return native();
+}
+
+// The kernel itself must not see UDP_ENCAP: without ESP in it, it would drop every ESP packet of
+// the socket, and tell the sender that the port is closed. UDP_GRO is espalierd's business from
+// then on: what is merged may be ESP as well.
+Supervisor::Verdict Supervisor::on_udp_option(const Process& process, Arguments a) {
+  const auto number = static_cast<int>(a[0]);
+  const auto value = process.read<std::int32_t>(a[3]);
+  const ifaces::UniqueFd copy = process.descriptor(number);
+  if (!copy || !value) return native();
+  if (static_cast<int>(a[2]) == UDP_GRO) return natt_.has(copy) ? done() : native();
+  if (*value != UDP_ENCAP_ESPINUDP || !process.may_configure()) return native();
+  const int error = natt_.hand_over(process.pid(), number, copy);
   return error == 0 ? done() : failed(error);
 }
 

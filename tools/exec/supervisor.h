@@ -2,7 +2,8 @@
 //
 //   socket(NETLINK_XFRM)            a Relay in its place
 //   bind, getsockname, SOL_NETLINK  on a Relay: what the kernel would say
-//   UDP_ENCAP                       the socket goes to espalierd, which takes the ESP from it
+//   UDP_ENCAP                       espalierd shares the socket's port, and takes the ESP from it
+//   bind(UDP)                       to a port that espalierd has: it lets an IKE daemon in
 //   socket(NETLINK_ROUTE)           a real one, with a descriptor that the filter knows
 //   RTM_NEWLINK of a vti or xfrm    espalierd makes the device, the kernel does the rest
 //   SIOCADDTUNNEL and its like      the same
@@ -20,6 +21,7 @@
 #include <span>
 
 #include "ifaces/unique_fd.h"
+#include "tools/exec/natt_sockets.h"
 #include "tools/exec/process.h"
 #include "tools/exec/relay.h"
 
@@ -55,7 +57,9 @@ class Supervisor {
   [[nodiscard]] static Verdict on_getsockname(const Process& process, const Relay& relay,
                                               Arguments a);
   [[nodiscard]] static Verdict on_option(const Process& process, Relay& relay, Arguments a);
-  [[nodiscard]] Verdict on_encap(const Process& process, int socket) const;
+  [[nodiscard]] Verdict on_udp_bind(const Process& process, const ifaces::UniqueFd& socket,
+                                    Arguments a) const;
+  [[nodiscard]] Verdict on_udp_option(const Process& process, Arguments a);
   [[nodiscard]] Verdict on_send(const Process& process, int call, Arguments a) const;
   [[nodiscard]] Verdict on_tunnel(const Process& process, Arguments a) const;
   [[nodiscard]] Relay* relay_of(const ifaces::UniqueFd& socket) noexcept;
@@ -64,6 +68,7 @@ class Supervisor {
   ifaces::UniqueFd listener_;
   std::filesystem::path control_, xfrm_;
   std::map<std::uint64_t, std::unique_ptr<Relay>> relays_;  // by the cookie of the command's end
+  NattSockets natt_;
   std::uint32_t next_portid_ = 0;
   int next_route_ = 0;
 };

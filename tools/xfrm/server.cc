@@ -9,6 +9,7 @@
 #include <cstring>
 #include <system_error>
 
+#include "ifaces/shared_port.h"
 #include "tools/descriptors.h"
 
 namespace espalier::tools::xfrm {
@@ -17,7 +18,6 @@ namespace {
 using ifaces::UniqueFd;
 
 constexpr int kDatagramsPerTurn = 16;
-constexpr std::size_t kMaxNattSockets = 64;
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -26,8 +26,10 @@ constexpr std::size_t kMaxNattSockets = 64;
 }  // namespace
 
 Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
-               ifaces::Netlink& netlink, std::optional<gid_t> group)
-    : listener_(path, SOCK_SEQPACKET, kMaxSessions, "XFRM socket", group),
+               ifaces::Netlink& netlink, const Log& log, std::optional<gid_t> group)
+    : log_(log),
+      dataplane_(dataplane),
+      listener_(path, SOCK_SEQPACKET, kMaxSessions, "XFRM socket", group),
       service_(dataplane, netlink),
       buffer_(front::kMaxMessage) {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
@@ -134,8 +136,8 @@ bool Server::read_one(Session& session, bool& gone) {
   front::Message message{};
   if (datagram.size() == sizeof message) {
     std::memcpy(&message, datagram.data(), sizeof message);
-    if (message.header.nlmsg_len == sizeof message &&
-        (message.header.nlmsg_type == front::kState || message.header.nlmsg_type == front::kNatt)) {
+    if (message.header.nlmsg_len == sizeof message && message.header.nlmsg_type >= front::kState &&
+        message.header.nlmsg_type <= front::kBind) {
       take_message(session, message, std::move(descriptor));
       return true;
     }
@@ -159,15 +161,43 @@ void Server::take_message(Session& session, const front::Message& message, Uniqu
     session.client.groups = message.groups;
     session.client.extended_ack = (message.flags & front::kExtAck) != 0;
     session.client.capped_ack = (message.flags & front::kCapAck) != 0;
-  } else if (!descriptor) {
-    answer.error = EBADF;
+  } else if (message.header.nlmsg_type == front::kNatt) {
+    answer.error = descriptor ? share_port(descriptor) : EBADF;
   } else {
-    if (natt_.size() >= kMaxNattSockets) natt_.erase(natt_.begin());
-    natt_.push_back(std::move(descriptor));
+    answer.error = may_share(message);
   }
   Datagram out;
   out.append({reinterpret_cast<const std::uint8_t*>(&answer), sizeof answer});
   session.replies.push_back(std::move(out));
+}
+
+// Without it there is no ESP in UDP for this IKE daemon: worth a line of the log.
+int Server::share_port(const UniqueFd& socket) noexcept {
+  std::string why;
+  int error = EINVAL;
+  try {
+    dataplane_.share_port(socket.get());
+    log_.info("sharing UDP " + ifaces::shared_endpoint(socket.get()).str() + " with an IKE daemon");
+    return 0;
+  } catch (const std::system_error& e) {
+    error = e.code().category() == std::generic_category() ? e.code().value() : EINVAL;
+    why = e.what();
+  } catch (const std::exception& e) {
+    why = e.what();
+  }
+  log_.error("no ESP in UDP for an IKE daemon, its port cannot be shared: " + why);
+  return error;
+}
+
+int Server::may_share(const front::Message& message) noexcept {
+  sockaddr_storage name{};
+  std::memcpy(&name, message.name.data(), message.name.size());
+  try {
+    return dataplane_.may_share(ifaces::Endpoint::from(name)) ? 0 : ENOENT;
+  } catch (const std::exception& e) {
+    log_.error(std::string("an IKE daemon will find its port taken: ") + e.what());
+    return EADDRINUSE;
+  }
 }
 
 void Server::publish(const std::vector<Notice>& notices) {

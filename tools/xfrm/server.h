@@ -21,6 +21,7 @@
 #include "ifaces/unique_fd.h"
 #include "tools/control_api.h"
 #include "tools/exec/front.h"
+#include "tools/log.h"
 #include "tools/unix_listener.h"
 #include "tools/xfrm/service.h"
 
@@ -32,7 +33,7 @@ class Server : public ControlApi::Others {
 
   // Listens on `path`; `group` may ask as well. Throws like UnixListener.
   Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
-         ifaces::Netlink& netlink, std::optional<gid_t> group = {});
+         ifaces::Netlink& netlink, const Log& log, std::optional<gid_t> group = {});
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
@@ -66,17 +67,20 @@ class Server : public ControlApi::Others {
   // False: nothing to read. Sets `gone`.
   [[nodiscard]] bool read_one(Session& session, bool& gone);
   void take_message(Session& session, const front::Message& message, ifaces::UniqueFd descriptor);
+  [[nodiscard]] int share_port(const ifaces::UniqueFd& socket) noexcept;
+  [[nodiscard]] int may_share(const front::Message& message) noexcept;
   // True if all is sent.
   [[nodiscard]] bool flush(Session& session, bool& gone);
   [[nodiscard]] bool wait_for_more(Session& session);
   void publish(const std::vector<Notice>& notices);
 
+  const Log& log_;
+  dataplane::Dataplane& dataplane_;
   UnixListener listener_;
   ifaces::UniqueFd epoll_;
   Service service_;
   Sessions sessions_;
   std::vector<std::uint8_t> buffer_;
-  std::vector<ifaces::UniqueFd> natt_;  // IKE daemons' UDP sockets
 };
 
 }  // namespace espalier::tools::xfrm
