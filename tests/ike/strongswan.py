@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -12,6 +13,7 @@ sys.path[:0] = [os.path.join(HERE, "..", "netns"), os.path.join(HERE, "..", "see
 
 from charon import Charon, Host, Tunnels, require  # noqa: E402
 from lab import sites, traffic  # noqa: E402
+from lab.wait import until  # noqa: E402
 
 MARK = 42
 
@@ -57,12 +59,20 @@ def pair(lab, tunnels, encap="no", more="", child=""):
     return left, right
 
 
+def up(lab):
+    """The kernel starts a device's queue when it comes to it; until then the device loses packets."""
+    for gateway in (lab.gw_a, lab.gw_b):
+        until(lambda at=gateway: re.search("LOWER_UP.* state (UP|UNKNOWN)", at.ip("link show vti42")),
+              "vti42 up")
+
+
 def main():
     options = sites.arguments(__doc__)
     require()
     with sites.Sites(options) as lab, Tunnels() as tunnels:
         left, right = pair(lab, tunnels, "yes" if options.encap == "udp" else "no")
         left.initiate("net")
+        up(lab)
         for version in ("v4", "v6"):
             traffic.ping(lab.pc_a, sites.PC_B[version])
             traffic.ping(lab.pc_b, sites.PC_A[version], size=1200)
