@@ -59,14 +59,33 @@ std::vector<std::uint8_t> sent_bytes(const Process& process, int call, Arguments
 }
 
 nlohmann::json vti_request(const char* op, const dataplane::DeviceSpec& device) {
-  const auto end = [](const ifaces::IpAddress& a) { return a.is_any() ? "" : a.str(); };
-  return {{"op", op},
-          {"name", device.name},
-          {"local", end(device.local)},
-          {"remote", end(device.remote)},
-          {"ikey", device.ikey},
-          {"okey", device.okey},
-          {"if_id", device.if_id}};
+  nlohmann::json request{{"op", op},
+                         {"name", device.name},
+                         {"ikey", device.ikey},
+                         {"okey", device.okey},
+                         {"if_id", device.if_id}};
+  if (!device.local.is_any()) request["local"] = device.local.str();
+  if (!device.remote.is_any()) request["remote"] = device.remote.str();
+  return request;
+}
+
+// A device of the daemon's, as it tells of it.
+std::optional<dataplane::DeviceSpec> device_named(const std::filesystem::path& control,
+                                                  const std::string& name) {
+  const nlohmann::json reply = ask(control, {{"op", "vti-list"}});
+  for (const nlohmann::json& vti : reply.at("vtis")) {
+    if (vti.at("name") != name) continue;
+    dataplane::DeviceSpec device;
+    device.name = name;
+    device.ikey = vti.at("ikey");
+    device.okey = vti.at("okey");
+    // A wildcard is told by a word.
+    using ifaces::IpAddress;
+    device.local = IpAddress::parse(vti.at("local").get<std::string>()).value_or(IpAddress{});
+    device.remote = IpAddress::parse(vti.at("remote").get<std::string>()).value_or(IpAddress{});
+    return device;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -334,9 +353,16 @@ Supervisor::Verdict Supervisor::on_tunnel(const Process& process, Arguments a) c
       static_cast<void>(ask(control_, {{"op", "vti-delete"}, {"name", device.name}}));
       return done();
     }
+    if (command == SIOCGETTUNNEL) {
+      const auto found = device_named(control_, device.name);
+      if (!found) return native();
+      return process.write(address, parameters_of(*found)) ? done() : failed(EFAULT);
+    }
   } catch (const ControlError&) {
     if (!by_kind) return native();
     return failed(command == SIOCADDTUNNEL ? EEXIST : ENODEV);
+  } catch (const nlohmann::json::exception&) {
+    return native();  // a daemon of another version
   }
   return native();
 }

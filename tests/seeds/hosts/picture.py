@@ -8,6 +8,7 @@ from lab.namespace import Namespace, exit_on_signals, require_root
 
 from .libreswan import Libreswan
 
+BEHIND_NAT = "10.77.0.2/24"
 LOG_SHOWN = 60  # lines of each program, when a test fails
 
 
@@ -65,6 +66,25 @@ class Picture:
         inside.ip(f"route add default via {gateway}")
         self.masquerade(router, "eth1")
         self.boxes.append(router)
+        return router
+
+    def internet(self, places):
+        """A router with a leg to each host. `places`: {host: (address/length, whether there is a NAT before
+        it)}; behind its NAT a host has BEHIND_NAT, and is seen as the address that is written."""
+        router = Namespace("internet")
+        self.boxes.append(router)
+        for number, (host, (address, behind_nat)) in enumerate(places.items()):
+            box = host
+            if behind_nat:
+                box = Namespace(f"nat of {host.name}")
+                self.boxes.append(box)
+                gateway, length = self._neighbour(BEHIND_NAT)
+                self.wire(host, "eth0", BEHIND_NAT, box, "eth1", f"{gateway}/{length}")
+                host.ip(f"route add default via {gateway}")
+                self.masquerade(box, "eth0")
+            gateway, length = self._neighbour(address)
+            self.wire(box, "eth0", address, router, f"eth{number}", f"{gateway}/{length}")
+            box.ip(f"route add default via {gateway}")
         return router
 
     @staticmethod
