@@ -8,6 +8,7 @@
 
 #include "crypto/backends.h"
 #include "crypto/openssl_handles.h"
+#include "crypto/openssl_memory.h"
 
 namespace espalier::crypto {
 namespace {
@@ -61,6 +62,7 @@ class Openssl final : public Backend {
     const SuiteInfo& s = info(suite);
     const char* name = cipher_name(s);
     const EVP_CIPHER* cipher = name == nullptr ? nullptr : find(name);
+    const OpensslSecrets here;
     if (s.hash != Hash::none) return openssl_hmac_key(s, cipher, *hmac_, key);
     if (cipher == nullptr) throw std::invalid_argument("a suite has a cipher, or a hash");
     return openssl_aead_key(s, *cipher, key);

@@ -22,7 +22,7 @@ constexpr std::uint32_t kLongest = std::numeric_limits<int>::max();
   throw std::runtime_error("OpenSSL refuses the key: EVP_CipherInit_ex failed");
 }
 
-// The key schedules are OpenSSL's own memory: wiped by it, but on the common heap.
+// The key schedules are in memory that OpenSSL asks for (OpensslSecrets).
 class StreamKey : public AeadKey {
  public:
   StreamKey(const SuiteInfo& suite, const EVP_CIPHER& cipher, std::span<const std::uint8_t> key)

@@ -10,6 +10,8 @@
 
 #include "crypto/page_arena.h"
 
+#include "crypto/openssl_memory.h"
+
 namespace espalier::crypto {
 namespace {
 
@@ -28,6 +30,7 @@ PageArena& arena() {
 }  // namespace
 
 void initialise() {
+  divert_openssl_memory();
   if (sodium_init() < 0)
     throw std::runtime_error("libsodium cannot be initialised: it finds no source of randomness");
 }

@@ -8,8 +8,9 @@
 
 namespace espalier::crypto {
 
-// Must be called once before anything else of crypto/; safe to call again. Throws
-// std::runtime_error if libsodium cannot be initialised.
+// Must be called once before anything else of crypto/, and before anybody uses OpenSSL, whose
+// memory it diverts; safe to call again. Throws std::runtime_error if libsodium cannot be
+// initialised.
 void initialise();
 
 // A fixed-size run of secret bytes. Move-only; compared in constant time; never printed.

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "crypto/secret.h"
 #include "tools/command.h"
 #include "tools/config_values.h"
 #include "tools/daemon.h"
@@ -124,6 +125,7 @@ int run(const std::vector<std::string>& words, Log& log) {
   if (!options) return kDone;
   try {
     harden();
+    crypto::initialise();  // before a key is read
     const ifaces::UniqueFd signals = block_signals();
     Daemon daemon(std::move(*options), log);
     daemon.run(signals);

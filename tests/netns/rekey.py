@@ -8,7 +8,6 @@ longer run by hand: sudo tests/netns/rekey.py --seconds 120
 """
 
 import subprocess
-import threading
 import time
 
 from lab import sites, traffic
@@ -69,29 +68,6 @@ def rekey(a, b, number, encap):
     b.add_outbound(spi + 1, keys[1], encap)
 
 
-class Stream(threading.Thread):
-    """Numbered datagrams there and back, of which none may be lost."""
-
-    def __init__(self, lab):
-        super().__init__()
-        self.pair = traffic.UdpPair(lab.pc_a, lab.pc_b, sites.PC_A["v4"], sites.PC_B["v4"])
-        self.done, self.count, self.error = threading.Event(), 0, None
-
-    def run(self):
-        try:
-            while not self.done.is_set():
-                self.pair.exchange(b"%d" % self.count)
-                self.count += 1
-        except Exception as error:  # pylint: disable=broad-except
-            self.error = error
-
-    def stop(self):
-        self.done.set()
-        self.join()
-        self.pair.close()
-        assert self.error is None, f"after {self.count} round trips: {self.error!r}"
-
-
 def tcp_load(lab, seconds):
     """As much TCP as goes, both ways at once."""
     server = lab.pc_b.start("iperf3", "-s", "-1", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -104,9 +80,14 @@ def tcp_load(lab, seconds):
 
 
 def under_load(lab, a, b, options):
+    """TCP as much as goes, UDP as much as goes, both ways, and single datagrams between."""
+    addresses = sites.PC_A["v4"], sites.PC_B["v4"]
     client, server = tcp_load(lab, options.seconds)
-    stream = Stream(lab)
-    stream.start()
+    loads = [traffic.Exchanges(lab.pc_a, lab.pc_b, *addresses),
+             traffic.Flood(lab.pc_a, lab.pc_b, *addresses),
+             traffic.Flood(lab.pc_b, lab.pc_a, *reversed(addresses))]
+    for load in loads:
+        load.start()
     number = 1
     try:
         while client.poll() is None:
@@ -118,11 +99,14 @@ def under_load(lab, a, b, options):
             except subprocess.TimeoutExpired:
                 pass
     finally:
-        stream.stop()
+        for load in loads:
+            load.stop()
         server.wait(10)
     output = client.stdout.read()
     assert client.returncode == 0, output
-    return number - 1, stream.count, [line for line in output.splitlines() if "receiver" in line]
+    there_and_back, *floods = loads
+    counts = f"{there_and_back.count} round trips, {' and '.join(str(f.sent) for f in floods)} datagrams"
+    return number - 1, counts, [line for line in output.splitlines() if "receiver" in line]
 
 
 def main():
@@ -143,7 +127,7 @@ def main():
         a, b = ends
         rekey(a, b, 0, options.encap)
         traffic.ping(lab.pc_a, sites.PC_B["v4"])
-        rounds, exchanged, rates = under_load(lab, a, b, options)
+        rounds, counts, rates = under_load(lab, a, b, options)
         for here, there in ((a, b), (b, a)):
             lost = {name: count for name, count in there.daemon.drops().items() if count}
             assert not lost, f"{there.box.name} dropped {lost}"
@@ -154,7 +138,7 @@ def main():
                     f"{got[f'rx_{unit}']} arrived; the kernel's queues lost {there.overflows()} packets"
                 )
         assert rounds >= options.seconds / options.period / 2, f"{rounds} rekeys only"
-        print(f"ok: {rounds} rekeys, {exchanged} round trips, {a.counters()['tx_packets']} and "
+        print(f"ok: {rounds} rekeys, {counts}, {a.counters()['tx_packets']} and "
               f"{b.counters()['tx_packets']} packets, none lost")
         print("\n".join(rates))
 

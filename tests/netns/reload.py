@@ -7,7 +7,6 @@ goes leaves nothing.
 """
 
 import os
-import threading
 
 from lab import sites, traffic
 
@@ -49,31 +48,6 @@ def replace(config, text):
     os.rename(config + ".new", config)
 
 
-class Background(threading.Thread):
-    """Datagrams there and back, none of which may be lost, until stopped."""
-
-    def __init__(self, lab):
-        super().__init__()
-        self.pair = traffic.UdpPair(lab.pc_a, lab.pc_b, sites.PC_A["v4"], sites.PC_B["v4"])
-        self.done = threading.Event()
-        self.count = 0
-        self.error = None
-
-    def run(self):
-        try:
-            while not self.done.wait(0.001):
-                self.pair.exchange(b"%d" % self.count)
-                self.count += 1
-        except Exception as error:  # pylint: disable=broad-except
-            self.error = error
-
-    def stop(self):
-        self.done.set()
-        self.join()
-        self.pair.close()
-        assert self.error is None, f"after {self.count} round trips: {self.error!r}"
-
-
 OTHER = {
     "leftsubnet": "10.1.33.0/24", "rightsubnet": "10.1.44.0/24", "mark": "6/0xffffffff",
     "vti_interface": "vti02", "leftvti": "10.0.2.1/24", "rightvti": "10.0.2.2/24",
@@ -101,7 +75,8 @@ def main():
             a.reload()
             return a.wait_line(answer, since=mark)
 
-        background = Background(lab)
+        background = traffic.Exchanges(lab.pc_a, lab.pc_b, sites.PC_A["v4"], sites.PC_B["v4"],
+                                       pause=0.001)
         background.start()
         try:
             for number in range(WARM_UP + options.reloads):

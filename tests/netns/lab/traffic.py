@@ -144,3 +144,102 @@ def udp_sizes(here, there, here_address, there_address, sizes):
         for size in sizes:
             start = size % 251
             pair.exchange(pattern[start : start + size])
+
+
+class Exchanges(threading.Thread):
+    """Numbered datagrams there and back, one at a time until stopped, of which none may be lost."""
+
+    def __init__(self, here, there, here_address, there_address, pause=0.0):
+        super().__init__()
+        self.pair = UdpPair(here, there, here_address, there_address)
+        self.done, self.pause = threading.Event(), pause
+        self.count, self.error = 0, None
+
+    def run(self):
+        try:
+            while not (self.done.wait(self.pause) if self.pause else self.done.is_set()):
+                self.pair.exchange(b"%d" % self.count)
+                self.count += 1
+        except Exception as error:  # pylint: disable=broad-except
+            self.error = error
+
+    def stop(self):
+        self.done.set()
+        self.join()
+        self.pair.close()
+        assert self.error is None, f"after {self.count} round trips: {self.error!r}"
+
+
+SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
+
+
+class Flood:
+    """Numbered datagrams one way, as fast as they are taken, of which none may be lost and none may
+    come twice. Sent as super-datagrams; the far end tells through the tunnel how many have come, and
+    only so many are on the way that every queue has room: what is missing then was lost by us."""
+
+    SIZE, SEGMENTS, WINDOW = 1300, 40, 320
+
+    def __init__(self, here, there, here_address, there_address):
+        self.pair = UdpPair(here, there, here_address, there_address)
+        for end in (self.pair.here, self.pair.there):
+            end.settimeout(20)
+        self.pair.here.setsockopt(SOL_UDP, UDP_SEGMENT, self.SIZE)
+        self.pair.there.setsockopt(SOL_UDP, UDP_GRO, 1)
+        self.done, self.sent, self.errors = threading.Event(), 0, []
+        self.seen, self.came = bytearray(), 0
+        self.threads = [threading.Thread(target=self._run, args=(work,))
+                        for work in (self._send, self._receive)]
+
+    def start(self):
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, work):
+        try:
+            work()
+        except Exception as error:  # pylint: disable=broad-except
+            self.errors.append(repr(error))
+
+    def _send(self):
+        fill = bytes(self.SIZE - 8)
+        acknowledged = 0
+        while not self.done.is_set():
+            numbers = range(self.sent, self.sent + self.SEGMENTS)
+            self.pair.here.sendto(b"".join(n.to_bytes(8, "big") + fill for n in numbers),
+                                  self.pair.there_name)
+            self.sent += self.SEGMENTS
+            while self.sent - acknowledged > self.WINDOW - self.SEGMENTS:
+                acknowledged = int.from_bytes(self.pair.here.recv(8), "big")
+        while acknowledged < self.sent:
+            acknowledged = int.from_bytes(self.pair.here.recv(8), "big")
+        self.pair.here.sendto(b"end", self.pair.there_name)
+
+    def _receive(self):
+        told = 0
+        while True:
+            data, source = self.pair.there.recvfrom(1 << 16)
+            if data == b"end":
+                return
+            assert len(data) % self.SIZE == 0, f"{len(data)} bytes"
+            for at in range(0, len(data), self.SIZE):
+                self._take(int.from_bytes(data[at : at + 8], "big"))
+            if self.came - told >= self.SEGMENTS:
+                told = self.came
+                self.pair.there.sendto(self.came.to_bytes(8, "big"), source)
+
+    def _take(self, number):
+        if number >= len(self.seen):
+            self.seen.extend(bytes(max(number + 1, 2 * len(self.seen)) - len(self.seen)))
+        assert not self.seen[number], f"{number} came twice"
+        self.seen[number] = 1
+        self.came += 1
+
+    def stop(self):
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
+        self.pair.close()
+        missing = [n for n in range(self.sent) if n >= len(self.seen) or not self.seen[n]]
+        assert not missing, f"{len(missing)} of {self.sent} lost, the first is {missing[0]}; {self.errors}"
+        assert not self.errors, self.errors
