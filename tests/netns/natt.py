@@ -215,6 +215,27 @@ def keepalives(options):
     print("ok: N1 keepalives")
 
 
+def other_ports(options):
+    """left-port and right-port: ESP in UDP between any two ports, and nothing on 4500."""
+    with sites.Sites(options) as lab:
+        keys = lab.keygen()
+        for side in ("left", "right"):
+            sites.add_options(os.path.join(keys, side, "espalier.conf"), left_port=4600,
+                              right_port=4700)
+        lab.gateways(keys)
+        with Capture(lab.gw_a, "eth0") as wire:
+            traffic.ping(lab.pc_a, sites.PC_B["v4"])
+            ports = set()
+            for ip in wire.packets():
+                header = 20 if ip[0] >> 4 == 4 else 40
+                if ip[9 if header == 20 else 6] == UDP:
+                    ports.add(struct.unpack_from("!HH", ip, header))
+        assert ports == {(4600, 4700), (4700, 4600)}, ports
+        assert "4500" not in lab.gw_a.run("ss", "-Hnlu"), "a socket on 4500"
+        assert not any(lab.b.drops().values()), lab.b.drops()
+    print("ok: left-port and right-port")
+
+
 def pinned(options):
     """R3, nat-follow = no: the peer is where the configuration says, whoever has its packets."""
     with sites.Sites(options) as lab:
@@ -350,6 +371,7 @@ def main():
     options = sites.arguments(__doc__)
     beside_ike(options)
     keepalives(options)
+    other_ports(options)
     pinned(options)
     if options.outer == "v4":
         behind_nat(options)

@@ -70,9 +70,11 @@ def shared_by_two_gateways(options):
 
 
 def carrier_follows(options):
-    """Up with the SAs, as routing daemons see it; `vti-carrier = always` keeps it up."""
+    """Up with the SAs, as routing daemons see it, unless it is to be up always."""
     with sites.Sites(options) as lab:
-        lab.gateways()
+        keys = lab.keygen()
+        sites.add_options(os.path.join(keys, "right", "espalier.conf"), vti_carrier="always")
+        lab.gateways(keys)
         assert carrier(lab.gw_a, "vti01")
         (device,) = lab.a.status()["devices"]
         assert device["carrier"] and device["remote"] == lab.right, device
@@ -80,6 +82,12 @@ def carrier_follows(options):
         lab.espalier("vti", "add", "vti09", "key", "9", "--control", lab.a.control)
         until(lambda: not carrier(lab.gw_a, "vti09"), "no carrier")
         assert "NO-CARRIER" in lab.gw_a.ip("link show vti09")
+        lab.espalier("vti", "add", "vti08", "key", "8", "carrier-follows-sa", "no", "--control",
+                     lab.a.control)
+        assert carrier(lab.gw_b, "vti01")
+        # The daemon has settled vti09 above; it has looked at this one as well once it says so.
+        (always,) = [d for d in lab.a.status()["devices"] if d["name"] == "vti08"]
+        assert always["carrier"] and carrier(lab.gw_a, "vti08"), always
     print("ok: the carrier follows the SAs")
 
 
@@ -175,6 +183,60 @@ def drop_and_pass(options):
     print("ok: conns that drop and pass by")
 
 
+def policies_only(options):
+    """Seed 002: subnets behind one gateway, each a conn of its own; no mark, no device of a conn's
+    own, only policies. The shared device has their routes; the SPD's order decides."""
+    common = {"vti_interface": None, "mark": None, "leftvti": None, "rightvti": None,
+              "leftsubnet": "10.1.3.0/24"}
+    hosts = {"home-lan": "10.1.4.2", "home-wifi": "10.1.4.66", "home-guests": "10.1.4.130"}
+    subnets = {"home-lan": "10.1.4.0/26", "home-wifi": "10.1.4.64/28", "home-guests": "10.1.4.128/25"}
+    conns = {name: {**common, "rightsubnet": subnet} for name, subnet in subnets.items()}
+    with sites.Sites(options) as lab:
+        for host in ("10.1.4.66", "10.1.4.70", "10.1.4.130", "10.1.4.200"):
+            lab.pc_b.ip(f"address add {host}/32 dev lo")
+            lab.gw_b.ip(f"route add {host} via 10.1.4.2")
+        keys = lab.keygen_all(conns)
+        config = os.path.join(keys, "left", "espalier.conf")
+        with open(config, encoding="ascii") as file:
+            text = file.read()
+        # Inside the subnets of others: the narrower one is before the wider, and a number before all.
+        text += ("[conn printer]\ntype = drop\nleftsubnet = 10.1.3.0/24\nrightsubnet = 10.1.4.70/32\n"
+                 "[conn camera]\ntype = passthrough\nleftsubnet = 10.1.3.0/24\n"
+                 "rightsubnet = 10.1.4.200/32\n")
+        with open(config, "w", encoding="ascii") as file:
+            file.write(text)
+        lab.gateways(keys)
+        routes = lab.gw_a.ip("route show dev espalier0")
+        assert all(subnet in routes for subnet in subnets.values()), routes
+        for name, host in hosts.items():
+            takes(lab, host, name)
+        with Capture(lab.gw_a, "eth0") as wire:
+            for host, name in (("10.1.4.70", "policy_discard"), ("10.1.4.200", "policy_bypass")):
+                before = counter(lab.a, name)
+                lab.pc_a.run("ping", "-c", "1", "-W", "1", host, check=False)
+                until(lambda n=name, b=before: counter(lab.a, n) == b + 1, f"{host}: {name}")
+            assert not wire.esp(), "sent by a wider policy"
+        # The same order the other way round: the wide drop is told to come first.
+        with open(config, "w", encoding="ascii") as file:
+            file.write(text + "[conn nobody]\ntype = drop\npriority = 1\nleftsubnet = 10.1.3.0/24\n"
+                       "rightsubnet = 10.1.4.0/24\nvti-routing = no\n")
+        mark = lab.a.mark()
+        lab.a.reload()
+        lab.a.wait_line("conn nobody up", since=mark)
+        before = counter(lab.a, "policy_discard")
+        for host in hosts.values():
+            lab.pc_a.run("ping", "-c", "1", "-W", "1", host, check=False)
+        until(lambda: counter(lab.a, "policy_discard") == before + len(hosts), "all are dropped")
+        with open(config, "w", encoding="ascii") as file:
+            file.write(text)
+        mark = lab.a.mark()
+        lab.a.reload()
+        lab.a.wait_line("conn nobody down", since=mark)
+        for name, host in hosts.items():
+            takes(lab, host, name)
+    print("ok: policies alone, in their order")
+
+
 def rip(options):
     """Seed 004: RIP's multicast (ttl 1, DF, tos 0xc0) crosses in both directions."""
     everything = {"leftsubnet": "0.0.0.0/0", "rightsubnet": "0.0.0.0/0", "vti_routing": "no"}
@@ -208,7 +270,7 @@ def rip(options):
 def main():
     options = sites.arguments(__doc__, only="")
     for scenario in (shared_by_two_gateways, carrier_follows, mark_moves, selectors, drop_and_pass,
-                     rip):
+                     policies_only, rip):
         if options.only in ("", scenario.__name__):
             scenario(options)
 

@@ -260,6 +260,12 @@ TEST(Compile, ASharedDeviceLooksTheSameFromEachConn) {
   EXPECT_EQ(west.sa_in.peer.address, address("6.7.8.9"));
 }
 
+TEST(Compile, TheCarrierFollowsTheSasUnlessItIsToBeUpAlways) {
+  const std::string lines = kEnds + kSubnets + "mark=5\nvti-interface=vti01\n";
+  EXPECT_TRUE(compile_of(lines, Side::left).device.carrier_follows_sa);
+  EXPECT_FALSE(compile_of(lines + "vti-carrier=always\n", Side::left).device.carrier_follows_sa);
+}
+
 TEST(Compile, RawEspHasNoPortsAndAFixedPeer) {
   const Compiled c = compile_of(kEnds + kSubnets + "encapsulation=no\n", Side::left);
   EXPECT_EQ(c.sa_out.encapsulation, Encapsulation::esp);

@@ -94,6 +94,7 @@ TEST(Config, ReadsTheCompleteVtiExample) {
   EXPECT_TRUE(c.esn);
   EXPECT_EQ(c.keys, "/etc/routed-vpn.keys");
   EXPECT_EQ(state_file(c, config.globals), "/etc/routed-vpn.state");
+  EXPECT_EQ(config.globals.keepalive_s, 20U);  // N1, RFC 3948 §4
 }
 
 TEST(Config, GlobalsStandAboveTheFirstSection) {
