@@ -14,6 +14,7 @@ from lab import sites, traffic
 from lab.control import Control, fresh_key
 from lab.wait import until
 
+SAS = 1000
 OVERLAP_S = 1  # that an old inbound SA stays for what is under way
 
 
@@ -109,6 +110,30 @@ def under_load(lab, a, b, options):
     return number - 1, counts, [line for line in output.splitlines() if "receiver" in line]
 
 
+def a_thousand(lab, a, b, encap):
+    """L1: as many SAs of other policies are replaced in one batch; nobody waits for that."""
+    addresses = sites.PC_A["v4"], sites.PC_B["v4"]
+    crossing = traffic.Exchanges(lab.pc_a, lab.pc_b, *addresses)
+    crossing.start()
+    ids = {a: [], b: []}
+    try:
+        for generation in range(3):
+            for end in (a, b):
+                ops = []
+                for number in range(SAS):
+                    op = end.sa(("in", "out")[number % 2], 0x100000 + SAS * generation + number,
+                                fresh_key(), encap)
+                    ops.append({**op, "reqid": 1000 + number // 2})
+                ops += [{"op": "sa-delete", "id": old} for old in ids[end]]
+                ids[end] = end.control.ask("batch", ops=ops)["ids"][:SAS]
+                assert end.control.ask("sa-count")["count"] >= SAS
+    finally:
+        crossing.stop()
+    for end in (a, b):
+        end.control.ask("batch", ops=[{"op": "sa-delete", "id": old} for old in ids[end]])
+    print(f"ok: L1 {SAS} SAs replaced at once, {crossing.count} round trips meanwhile")
+
+
 def main():
     options = sites.arguments(__doc__, seconds=20, period=1.0)
     with sites.Sites(options) as lab:
@@ -126,8 +151,11 @@ def main():
             ends.append(Gateway(daemon, box, own, peer, near, far, address, overlap))
         a, b = ends
         rekey(a, b, 0, options.encap)
+        for end in ends:
+            end.box.wait_carrier("vti01")
         traffic.ping(lab.pc_a, sites.PC_B["v4"])
         rounds, counts, rates = under_load(lab, a, b, options)
+        a_thousand(lab, a, b, options.encap)
         for here, there in ((a, b), (b, a)):
             lost = {name: count for name, count in there.daemon.drops().items() if count}
             assert not lost, f"{there.box.name} dropped {lost}"

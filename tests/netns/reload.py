@@ -31,16 +31,6 @@ def seen(daemon):
     }
 
 
-def is_sanitized(daemon):
-    with open(f"/proc/{daemon.pid}/maps", encoding="ascii") as file:
-        return "libasan" in file.read()
-
-
-def rss_kib(daemon):
-    with open(f"/proc/{daemon.pid}/status", encoding="ascii") as file:
-        return int(next(line for line in file if line.startswith("VmRSS:")).split()[1])
-
-
 def replace(config, text):
     """As an editor does it: the daemon never sees half a file."""
     with open(config + ".new", "w", encoding="ascii") as file:
@@ -81,7 +71,7 @@ def main():
         try:
             for number in range(WARM_UP + options.reloads):
                 if number == WARM_UP:
-                    start, start_kib = seen(a), rss_kib(a)
+                    start, start_kib = seen(a), a.rss_kib()
                 load(good[number % len(good)], r"\breloaded\b")
                 if number % 10 == 9:
                     load(bad, r"not reloaded.*colour")
@@ -89,9 +79,8 @@ def main():
         finally:
             background.stop()
         assert seen(a) == start, f"after: {seen(a)}\nbefore: {start}"
-        grown = rss_kib(a) - start_kib
-        # AddressSanitizer keeps what is freed; there its leak check at the end has the last word.
-        assert grown < SLACK_KIB or is_sanitized(a), (
+        grown = a.rss_kib() - start_kib
+        assert grown < SLACK_KIB or a.is_sanitized(), (
             f"{grown} KiB more after {options.reloads} reloads"
         )
         lost = {name: n for name, n in a.drops().items() if n}

@@ -10,6 +10,7 @@ import socket
 import struct
 
 from lab import sites, traffic
+from lab.namespace import Namespace
 from lab.wait import until
 from lab.wire import Capture
 from marks import takes
@@ -108,6 +109,30 @@ def mark_moves(options):
         traffic.ping(lab.pc_a, "10.1.4.2")
         traffic.ping(lab.pc_b, "10.1.3.2")
     print("ok: a mark moved to another device")
+
+
+def taken_away(options):
+    """L11: the device is moved to another namespace, which then goes, device and all. The daemon
+    says so, and a reload makes the device again."""
+    with sites.Sites(options) as lab:
+        lab.gateways()
+        traffic.ping(lab.pc_a, sites.PC_B["v4"])
+        other = Namespace("other")
+        keeper = other.start("sleep", "1000")
+        inside = os.fstat(other.fd).st_ino
+        until(lambda: os.stat(f"/proc/{keeper.pid}/ns/net").st_ino == inside, "somebody in there")
+        other.close()
+        mark = lab.a.mark()
+        lab.gw_a.ip(f"link set vti01 netns {keeper.pid}")
+        assert "vti01" not in lab.gw_a.links()
+        keeper.kill()
+        keeper.wait()
+        lab.a.wait_line("deleted the device vti01", since=mark)
+        lab.a.reload()
+        lab.a.wait_line("conn routed-vpn up", since=mark)
+        traffic.ping(lab.pc_a, sites.PC_B["v4"])
+        traffic.ping(lab.pc_b, sites.PC_A["v4"])
+    print("ok: L11 a namespace that goes, and the device with it")
 
 
 def selectors(options):
@@ -269,8 +294,8 @@ def rip(options):
 
 def main():
     options = sites.arguments(__doc__, only="")
-    for scenario in (shared_by_two_gateways, carrier_follows, mark_moves, selectors, drop_and_pass,
-                     policies_only, rip):
+    for scenario in (shared_by_two_gateways, carrier_follows, mark_moves, taken_away, selectors,
+                     drop_and_pass, policies_only, rip):
         if options.only in ("", scenario.__name__):
             scenario(options)
 

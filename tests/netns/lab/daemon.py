@@ -90,6 +90,15 @@ class Daemon:
     def log(self):
         return "\n".join(self.lines)
 
+    def rss_kib(self):
+        with open(f"/proc/{self.pid}/status", encoding="ascii") as file:
+            return int(next(line for line in file if line.startswith("VmRSS:")).split()[1])
+
+    def is_sanitized(self):
+        """AddressSanitizer keeps what is freed; there its leak check at the end has the last word."""
+        with open(f"/proc/{self.pid}/maps", encoding="ascii") as file:
+            return "libasan" in file.read()
+
     def mark(self):
         """Where the log is now, for wait_line(since=…)."""
         return len(self.lines)

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 
+from .wait import until
+
 CLONE_NEWNET = 0x40000000
 SKIPPED = 77  # CTest's SKIP_RETURN_CODE
 
@@ -124,6 +126,11 @@ class Namespace:
 
     def mtu(self, device):
         return int(self.ip(f"link show {device}").split(" mtu ")[1].split()[0])
+
+    def wait_carrier(self, device):
+        """Waits until what is routed to `device` gets there: its carrier is up at once, its queue
+        when the kernel comes to it."""
+        until(lambda: "NO-CARRIER" not in self.ip(f"link show {device}"), f"a carrier of {device}")
 
     def links(self):
         """The names of the devices inside."""
