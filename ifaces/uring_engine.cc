@@ -121,6 +121,8 @@ void UringEngine::received(Port port, Group group, const Completion& c) noexcept
   if (c.res < 0) receive_failed(port, -c.res);
   if ((c.flags & IORING_CQE_F_BUFFER) == 0) return;
   const BufferId id{group, static_cast<std::uint16_t>(c.flags >> IORING_CQE_BUFFER_SHIFT)};
+  pools_[static_cast<std::size_t>(group)]->filled(
+      static_cast<std::uint32_t>(std::max(c.res, std::int32_t{0})));
   Received r{};
   r.port = port;
   r.kind = p.kind;
@@ -255,18 +257,21 @@ void UringEngine::cancel(Port port) noexcept {
 }
 
 void UringEngine::give_back() noexcept {
-  while (!returning_.empty()) {
-    const BufferId id = returning_.back();
-    returning_.pop_back();
-    Pool& pool = *pools_[static_cast<std::size_t>(id.group)];
-    if (use_.buffer_rings) {
-      pool.return_to_ring(id.index);
-      continue;
+  for (const BufferId id : returning_)
+    pools_[static_cast<std::size_t>(id.group)]->put_back(id.index);
+  returning_.clear();
+  for (const std::unique_ptr<Pool>& pool : pools_) {
+    pool->size_up();
+    for (std::uint16_t index = 0; pool->next_to_lend(index);) {
+      if (use_.buffer_rings) {
+        pool->return_to_ring(index);
+        continue;
+      }
+      io_uring_sqe* sqe = next_sqe();
+      pool->return_by(sqe, index);
+      sqe->user_data = pack(Op::provide);
+      if (use_.one_call) sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
     }
-    io_uring_sqe* sqe = next_sqe();
-    pool.return_by(sqe, id.index);
-    sqe->user_data = pack(Op::provide);
-    if (use_.one_call) sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
   }
 }
 

@@ -1,8 +1,10 @@
 // What setting up a UringEngine and running it share. Internal to ifaces/.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
+#include <vector>
 
 #include "ifaces/uring_engine.h"
 
@@ -54,9 +56,38 @@ struct UringEngine::OneShot {
 };
 
 // One group of buffers, and where there is one the ring through which they go to the kernel.
+//
+// The kernel takes them in turn. Of large packets it has only a few at a time, those that were used
+// last, so that the bytes of a turn stay in the cache beside what is made of them.
 class UringEngine::Pool {
  public:
-  Pool(Group group, unsigned count) : group_(group), area_(group, count) {}
+  Pool(Group group, unsigned count) : group_(group), area_(group, count), wanted_(count) {
+    spare_.reserve(count);
+  }
+
+  // The kernel has filled one, with so many bytes.
+  void filled(std::uint32_t bytes) noexcept {
+    --lent_;
+    ++turn_buffers_;
+    turn_bytes_ += bytes;
+  }
+  void put_back(std::uint16_t index) noexcept { spare_.push_back(index); }
+  // Before next_to_lend(): how many the kernel is to have, by what came last.
+  void size_up() noexcept {
+    if (turn_buffers_ == 0) return;
+    const std::size_t average = turn_bytes_ / turn_buffers_ + 1;
+    wanted_ = std::clamp(static_cast<unsigned>(kTurnBytes / average), std::min(kFew, area_.count()),
+                         area_.count());
+    turn_buffers_ = 0;
+    turn_bytes_ = 0;
+  }
+  [[nodiscard]] bool next_to_lend(std::uint16_t& index) noexcept {
+    if (lent_ >= wanted_ || spare_.empty()) return false;
+    index = spare_.back();
+    spare_.pop_back();
+    ++lent_;
+    return true;
+  }
 
   // False where the kernel has no buffer rings.
   [[nodiscard]] bool register_ring(io_uring& uring) {
@@ -82,8 +113,16 @@ class UringEngine::Pool {
   [[nodiscard]] const BufferArea& area() const noexcept { return area_; }
 
  private:
+  static constexpr unsigned kFew = 8;
+  static constexpr std::size_t kTurnBytes = kFew * std::size_t{64} * 1024;
+
   Group group_;
   BufferArea area_;
+  std::vector<std::uint16_t> spare_;  // the one used last is the last
+  unsigned wanted_;
+  unsigned lent_ = 0;
+  std::size_t turn_buffers_ = 0;
+  std::size_t turn_bytes_ = 0;
   std::unique_ptr<Mapping> memory_;
   io_uring_buf_ring* ring_ = nullptr;
 };
