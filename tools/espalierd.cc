@@ -17,6 +17,7 @@
 #include "tools/config_values.h"
 #include "tools/daemon.h"
 #include "tools/log.h"
+#include "tools/service_manager.h"
 
 namespace espalier::tools {
 namespace {
@@ -128,7 +129,9 @@ int run(const std::vector<std::string>& words, Log& log) {
     crypto::initialise();  // before a key is read
     const ifaces::UniqueFd signals = block_signals();
     Daemon daemon(std::move(*options), log);
+    tell_service_manager("READY=1");
     daemon.run(signals);
+    tell_service_manager("STOPPING=1");
   } catch (const std::exception& e) {
     log.error(e.what());
     return kFailed;
