@@ -29,7 +29,7 @@ Config parse_config(std::string_view text, const std::filesystem::path& file,
     if (draft.ignore) continue;
     for (const Setting& s : sections[i].ignored)
       config.remarks.push_back(file.string() + ":" + std::to_string(s.line) + ": " + s.name +
-                               " is an option of IKE; there is no IKE yet: ignored");
+                               " is an option of IKE: ignored, keys come from files here");
     if (drafts.size() == kMaxConns)
       refuse(file, draft.line, "more than " + std::to_string(kMaxConns) + " conns; write fewer");
     drafts.push_back(std::move(draft));

@@ -131,7 +131,7 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   log_clients();
   if (!config_.remarks.empty())
     log_.info(std::to_string(config_.remarks.size()) +
-              " options of IKE ignored: there is no IKE yet (`espalier check` names them)");
+              " options of IKE ignored: keys come from files here (`espalier check` names them)");
   look_at_ = keepalive_at_ = watch_at_ = Clock::now();
 }
 
