@@ -326,13 +326,18 @@ void Netlink::remove_route(const std::string& device, const Prefix& to, std::uin
 }
 
 bool Netlink::is_local(const IpAddress& address) {
+  return local_in({address, static_cast<std::uint8_t>(address.bits())}).has_value();
+}
+
+std::optional<IpAddress> Netlink::local_in(const Prefix& range) {
   nl_cache* dump = nullptr;
   state_->check("list addresses", "", rtnl_addr_alloc_cache(state_->socket.get(), &dump));
   const Cache cache(dump);
   for (nl_object* o = nl_cache_get_first(cache.get()); o != nullptr; o = nl_cache_get_next(o)) {
-    if (from_nl(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(o))) == address) return true;
+    const IpAddress own = from_nl(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(o)));
+    if (own.family == range.address.family && range.contains(own)) return own;
   }
-  return false;
+  return std::nullopt;
 }
 
 std::optional<IpAddress> Netlink::default_source(Family family) {

@@ -34,6 +34,8 @@ class Netlink {
   void remove_route(const std::string& device, const Prefix& to, std::uint32_t table = 0);
   // Is it an address of this host?
   [[nodiscard]] bool is_local(const IpAddress& address);
+  // One of this host's addresses in `range`.
+  [[nodiscard]] std::optional<IpAddress> local_in(const Prefix& range);
   // The source address of the default route (libreswan's %defaultroute).
   [[nodiscard]] std::optional<IpAddress> default_source(Family family);
   // The device that a packet to `to` would leave through.

@@ -73,6 +73,7 @@ void PolicyRules::ask(int type, int flags, const PolicyRule& rule) {
   const Prefix to = rule.to.network();
   header.family = to.address.family == Family::v6 ? AF_INET6 : AF_INET;
   header.dst_len = to.length;
+  header.src_len = rule.from.length;
   header.action = rule.table != 0 ? FR_ACT_TO_TBL : rule.skip_to != 0 ? FR_ACT_GOTO : FR_ACT_NOP;
   header.table = RT_TABLE_UNSPEC;  // FRA_TABLE has it: it may be above 255
   bool fits = nlmsg_append(message.get(), &header, sizeof header, NLMSG_ALIGNTO) == 0;
@@ -85,6 +86,14 @@ void PolicyRules::ask(int type, int flags, const PolicyRule& rule) {
   if (rule.skip_to != 0) put32(FRA_GOTO, rule.skip_to);
   put(FRA_PROTOCOL, &kProtocol, sizeof kProtocol);
   if (to.length != 0) put(FRA_DST, to.address.bytes.data(), to.address.size());
+  if (rule.from.length != 0) put(FRA_SRC, rule.from.address.bytes.data(), to.address.size());
+  if (rule.protocol != 0) put(FRA_IP_PROTO, &rule.protocol, sizeof rule.protocol);
+  const auto put_ports = [&](int attribute, const PolicyRule::Ports& ports) {
+    const fib_rule_port_range range{ports.first, ports.last};
+    if (ports.last != 0) put(attribute, &range, sizeof range);
+  };
+  put_ports(FRA_SPORT_RANGE, rule.source_ports);
+  put_ports(FRA_DPORT_RANGE, rule.destination_ports);
   if (rule.mark != 0) {
     put32(FRA_FWMARK, rule.mark);
     put32(FRA_FWMASK, 0xffffffff);

@@ -10,8 +10,8 @@
 
 namespace espalier::ifaces {
 
-// Packets to `to` that bear `mark` (0: whatever they bear) ask `table`. What the table says by a
-// prefix of `suppress_length` bits or fewer does not count.
+// Packets to `to`, from `from`, that bear `mark` (0: whatever they bear) ask `table`. What the
+// table says by a prefix of `suppress_length` bits or fewer does not count.
 struct PolicyRule {
   std::uint32_t priority = 0;  // lower ones are asked first; the main table's is 32766
   Prefix to;                   // of no length: anywhere, in its family
@@ -19,6 +19,13 @@ struct PolicyRule {
   std::uint32_t table = 0;    // 0: none; go on behind the rules before `skip_to`
   std::uint32_t skip_to = 0;  // 0: no further
   std::optional<std::uint8_t> suppress_length;
+  Prefix from{};              // of no length: from anywhere; any/32 or /128: no source chosen yet
+  std::uint8_t protocol = 0;  // 0: any
+  struct Ports {
+    std::uint16_t first = 0, last = 0;               // 0, 0: any; of TCP, UDP and the like
+    auto operator<=>(const Ports&) const = default;  // NOLINT(modernize-use-nullptr)
+  };
+  Ports source_ports{}, destination_ports{};
   auto operator<=>(const PolicyRule&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 

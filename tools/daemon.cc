@@ -91,7 +91,8 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   crypto::initialise();
   registry_.emplace(globals.crypto);
   if (!globals.group.empty()) group_ = group_id(globals.group);
-  control_.emplace(globals.control, group_);  // early: a second daemon ends here, before it touches more
+  control_.emplace(globals.control,
+                   group_);  // early: a second daemon ends here, before it touches more
   control_->on("status", [this](const nlohmann::json&) {
     return status_json(status(), std::chrono::steady_clock::now());
   });
@@ -457,7 +458,7 @@ bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
 void Daemon::open_xfrm() {
   const std::filesystem::path path = front::socket_path(config_.globals.control);
   try {
-    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_, log_, group_);
+    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_, *devices_, log_, group_);
     api_->set_xfrm(xfrm_.get());
   } catch (const std::exception& e) {
     log_.warning(std::string("espalier exec will not find this daemon: ") + e.what());

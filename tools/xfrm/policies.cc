@@ -46,6 +46,12 @@ std::vector<xfrm_user_tmpl> read_templates(const Request& request) {
   return out;
 }
 
+// Which no mark and no interface leads into a device, and which asks for more than to pass.
+bool has_no_device(const Policy& policy) {
+  return policy.info.dir == XFRM_POLICY_OUT && policy.mark.m == 0 && policy.if_id == 0 &&
+         (policy.info.action == XFRM_POLICY_BLOCK || !policy.templates.empty());
+}
+
 }  // namespace
 
 void check_direction(std::uint8_t direction) {
@@ -130,6 +136,13 @@ std::uint32_t Policies::free_index(std::uint8_t direction) {
   }
 }
 
+std::unique_ptr<PolicyRoutes::Way> Policies::open_way(const Policy& policy,
+                                                      const dataplane::Selector& selector) {
+  if (policy.templates.empty()) return routes_.open(selector, {}, {});
+  const xfrm_user_tmpl& t = policy.templates.front();
+  return routes_.open(selector, to_address(t.saddr, t.family), to_address(t.id.daddr, t.family));
+}
+
 // Packets that are forwarded and packets for this host come out of the same device: `in` and `fwd`
 // are one check, which each of the two permits.
 void Policies::install(Policy& policy) {
@@ -152,9 +165,13 @@ void Policies::install(Policy& policy) {
   }
   try {
     policy.id = dataplane_.add_policy(spec);
+    if (has_no_device(policy)) policy.way = open_way(policy, spec.selector);
   } catch (const std::invalid_argument& e) {
     uninstall(policy);
     throw Refused(EINVAL, e.what());
+  } catch (const std::system_error& e) {
+    uninstall(policy);
+    throw Refused(e.code().value(), e.what());
   } catch (...) {
     uninstall(policy);
     throw;
@@ -164,6 +181,7 @@ void Policies::install(Policy& policy) {
 void Policies::uninstall(Policy& policy) noexcept {
   if (policy.id) dataplane_.remove_policy(*policy.id);
   if (policy.join != nullptr) joins_.drop(*policy.join);
+  policy.way.reset();
   policy.id.reset();
   policy.join = nullptr;
 }
@@ -187,7 +205,7 @@ Policy& Policies::add(Policy policy, bool replace) {
     by_id_.emplace(*made.id, made.serial);
     if (old == nullptr) by_key_.emplace(key_of(made), made.serial);
     if (old == nullptr) by_index_.emplace(index, made.serial);
-    policies_.emplace(made.serial, made);
+    policies_.emplace(made.serial, std::move(policy));
   } catch (...) {
     by_id_.erase(*made.id);
     if (old == nullptr) by_key_.erase(key_of(made));

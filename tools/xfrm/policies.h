@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <ctime>
 #include <map>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <unordered_map>
@@ -14,6 +15,7 @@
 #include "dataplane/dataplane.h"
 #include "tools/xfrm/joins.h"
 #include "tools/xfrm/message.h"
+#include "tools/xfrm/policy_routes.h"
 
 namespace espalier::tools::xfrm {
 
@@ -27,7 +29,8 @@ struct Policy {
   std::uint64_t serial = 0;
   std::time_t added = 0;
   std::optional<dataplane::PolicyId> id;
-  Joins::Join* join = nullptr;  // of the template
+  Joins::Join* join = nullptr;             // of the template
+  std::unique_ptr<PolicyRoutes::Way> way;  // of one without a device
 };
 
 // NEWPOLICY and UPDPOLICY, checked as the kernel does. Throws Refused.
@@ -38,7 +41,8 @@ void check_direction(std::uint8_t direction);
 
 class Policies {
  public:
-  Policies(dataplane::Dataplane& dataplane, Joins& joins) : dataplane_(dataplane), joins_(joins) {}
+  Policies(dataplane::Dataplane& dataplane, Joins& joins, PolicyRoutes& routes)
+      : dataplane_(dataplane), joins_(joins), routes_(routes) {}
   Policies(const Policies&) = delete;
   Policies& operator=(const Policies&) = delete;
 
@@ -73,10 +77,13 @@ class Policies {
   // Gives it a policy of the data plane; and takes that away again.
   void install(Policy& policy);
   void uninstall(Policy& policy) noexcept;
+  [[nodiscard]] std::unique_ptr<PolicyRoutes::Way> open_way(const Policy& policy,
+                                                            const dataplane::Selector& selector);
   [[nodiscard]] std::uint32_t free_index(std::uint8_t direction);
 
   dataplane::Dataplane& dataplane_;
   Joins& joins_;
+  PolicyRoutes& routes_;
   std::map<std::uint64_t, Policy> policies_;  // by serial
   std::map<Key, std::uint64_t> by_key_;
   std::unordered_map<dataplane::PolicyId, std::uint64_t> by_id_;

@@ -26,11 +26,12 @@ constexpr int kDatagramsPerTurn = 16;
 }  // namespace
 
 Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
-               ifaces::Netlink& netlink, const Log& log, std::optional<gid_t> group)
+               ifaces::Netlink& netlink, DevicePool& devices, const Log& log,
+               std::optional<gid_t> group)
     : log_(log),
       dataplane_(dataplane),
       listener_(path, SOCK_SEQPACKET, kMaxSessions, "XFRM socket", group),
-      service_(dataplane, netlink),
+      service_(dataplane, netlink, devices, log),
       buffer_(front::kMaxMessage) {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
   epoll_event event{};

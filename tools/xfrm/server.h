@@ -33,7 +33,8 @@ class Server : public ControlApi::Others {
 
   // Listens on `path`; `group` may ask as well. Throws like UnixListener.
   Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
-         ifaces::Netlink& netlink, const Log& log, std::optional<gid_t> group = {});
+         ifaces::Netlink& netlink, DevicePool& devices, const Log& log,
+         std::optional<gid_t> group = {});
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 

@@ -55,8 +55,12 @@ class Service {
  public:
   using Clock = std::chrono::steady_clock;
 
-  Service(dataplane::Dataplane& dataplane, ifaces::Netlink& netlink)
-      : dataplane_(dataplane), states_(dataplane, netlink, joins_), policies_(dataplane, joins_) {}
+  Service(dataplane::Dataplane& dataplane, ifaces::Netlink& netlink, DevicePool& devices,
+          const Log& log)
+      : dataplane_(dataplane),
+        states_(dataplane, netlink, joins_),
+        routes_(devices, netlink, log),
+        policies_(dataplane, joins_, routes_) {}
 
   // Any bytes. What is in it is wiped.
   void handle(const Client& client, std::span<std::uint8_t> datagram, Output& output);
@@ -137,6 +141,7 @@ class Service {
   dataplane::Dataplane& dataplane_;
   Joins joins_;
   States states_;
+  PolicyRoutes routes_;
   Policies policies_;
   xfrm_userpolicy_default default_{XFRM_USERPOLICY_ACCEPT, XFRM_USERPOLICY_ACCEPT,
                                    XFRM_USERPOLICY_ACCEPT};

@@ -1,0 +1,63 @@
+// The kernel asks its policies about every packet, whatever its route. Here a packet must be in one
+// of our devices first. One that has a device's mark or if_id is led there by the owner's routes;
+// for the policies that have neither, and so no device, the ways are made here: rules (ip-rule(8))
+// with the policy's selector, to a table that leads into the default device.
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "ifaces/netlink.h"
+#include "ifaces/policy_rule.h"
+#include "tools/device_pool.h"
+#include "tools/xfrm/convert.h"
+
+namespace espalier::tools::xfrm {
+
+class PolicyRoutes {
+ public:
+  PolicyRoutes(DevicePool& devices, ifaces::Netlink& netlink, const Log& log)
+      : devices_(devices), netlink_(netlink), log_(log) {}
+  PolicyRoutes(const PolicyRoutes&) = delete;
+  PolicyRoutes& operator=(const PolicyRoutes&) = delete;
+
+  // The way of one policy; it is there while this lives.
+  class Way {
+   public:
+    explicit Way(PolicyRoutes& owner) noexcept : owner_(owner) {}
+    ~Way() { owner_.close(*this); }
+    Way(const Way&) = delete;
+    Way& operator=(const Way&) = delete;
+
+   private:
+    friend class PolicyRoutes;
+    PolicyRoutes& owner_;
+    DeviceLease device_;
+    std::vector<ifaces::PolicyRule> rules_;
+    std::vector<ifaces::Prefix> routes_;
+  };
+
+  // For packets of `selector` that leave between `local` and `remote` (which may be unknown): those
+  // that are outer packets or IKE go their own way. Throws std::system_error.
+  [[nodiscard]] std::unique_ptr<Way> open(const dataplane::Selector& selector,
+                                          const ifaces::IpAddress& local,
+                                          const ifaces::IpAddress& remote);
+
+ private:
+  void add(Way& way, const ifaces::PolicyRule& rule);
+  void close(Way& way) noexcept;
+
+  DevicePool& devices_;
+  ifaces::Netlink& netlink_;
+  const Log& log_;
+  ifaces::PolicyRules policy_rules_;
+  // And how many ways want it.
+  std::map<ifaces::PolicyRule, unsigned> rules_;
+  std::map<ifaces::Prefix, unsigned> routes_;
+};
+
+}  // namespace espalier::tools::xfrm
