@@ -218,8 +218,7 @@ Outbound::Numbers Outbound::reserve(OutboundSa& sa, std::uint64_t wanted,
 
 template <class Write>
 inline void Outbound::frame(const OutboundSa& sa, std::uint64_t seq, std::size_t length,
-                            const Room& room, const OuterFields& outer,
-                            const Write& write) noexcept {
+                            const Room& room, OuterFields outer, const Write& write) noexcept {
   const crypto::SuiteInfo& suite = crypto::info(sa.suite);
   const std::size_t padded = std::max(length, room.tfc);
   std::uint8_t* out = transmitter_.place(esp_length(suite, padded), outer);
@@ -259,7 +258,7 @@ void Outbound::send(OutboundSa& sa, std::span<const Item> items, const Room& roo
     const std::uint64_t bytes_before = bytes;
     OuterFields outer = sa.outer.fields(item.packet.data(), item.key.ipv6, item.key.tos);
     if (segment_length(item.plan, 0) > room.unfragmented) [[unlikely]]
-      outer.fragmentable = outer.alone = 1;
+      outer.make_fragments();
     for (std::size_t i = 0; i < item.plan.count && seq < end; ++i, ++seq) {
       const std::size_t length = segment_length(item.plan, i);
       frame(sa, seq, length, room, outer,

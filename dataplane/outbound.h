@@ -87,7 +87,7 @@ class Outbound {
                                 std::uint64_t admitted) noexcept;
   template <class Write>
   void frame(const OutboundSa& sa, std::uint64_t seq, std::size_t length, const Room& room,
-             const OuterFields& outer, const Write& write) noexcept;
+             OuterFields outer, const Write& write) noexcept;
 
   unsigned worker_;
   WorkerCounters& counters_;

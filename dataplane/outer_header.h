@@ -1,7 +1,6 @@
 // The outer header's fields, made from the inner ones by the rule of an SA (RFC 4301 §5.1.2).
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "dataplane/ecn.h"
@@ -9,19 +8,38 @@
 
 namespace espalier::dataplane {
 
-// What may differ between two packets to one peer; packets of one send have the same.
-struct OuterFields {
-  std::uint8_t tos = 0;
-  std::uint8_t hop_limit = 0;     // 0: the system's default
-  std::uint8_t fragmentable = 0;  // 1: DF is clear
-  std::uint8_t alone = 0;         // 1: shares no send, as it may be too long for one
-  std::uint32_t flow_label = 0;
+// What may differ between two packets to one peer; packets of one send have the same. One word: as
+// bytes that are written one by one and then read together, it would wait in the processor for all
+// stores of the packet before.
+class OuterFields {
+ public:
+  OuterFields() = default;
+  // `hop_limit` 0: the system's default. `fragmentable`: DF is clear.
+  OuterFields(std::uint8_t tos, std::uint8_t hop_limit, bool fragmentable,
+              std::uint32_t flow_label) noexcept
+      : word_(std::uint64_t{tos} | std::uint64_t{hop_limit} << 8 |
+              (fragmentable ? kFragmentable : 0) | std::uint64_t{flow_label} << 32) {}
 
-  [[nodiscard]] bool operator==(const OuterFields& other) const noexcept {
-    return std::bit_cast<std::uint64_t>(*this) == std::bit_cast<std::uint64_t>(other);
+  [[nodiscard]] std::uint8_t tos() const noexcept { return static_cast<std::uint8_t>(word_); }
+  [[nodiscard]] std::uint8_t hop_limit() const noexcept {
+    return static_cast<std::uint8_t>(word_ >> 8);
   }
+  [[nodiscard]] bool fragmentable() const noexcept { return (word_ & kFragmentable) != 0; }
+  // Shares no send, as it may be too long for one.
+  [[nodiscard]] bool alone() const noexcept { return (word_ & kAlone) != 0; }
+  [[nodiscard]] std::uint32_t flow_label() const noexcept {
+    return static_cast<std::uint32_t>(word_ >> 32);
+  }
+  // The kernel is to fragment it.
+  void make_fragments() noexcept { word_ |= kFragmentable | kAlone; }
+
+  bool operator==(const OuterFields&) const = default;
+
+ private:
+  static constexpr std::uint64_t kFragmentable = std::uint64_t{1} << 16;
+  static constexpr std::uint64_t kAlone = std::uint64_t{1} << 17;
+  std::uint64_t word_ = 0;
 };
-static_assert(sizeof(OuterFields) == 8);
 
 // OuterHeader, made ready. The default copies TOS and sets DF.
 struct OuterRule {
@@ -55,14 +73,12 @@ struct OuterRule {
   // `packet`: the inner one, its header checked.
   [[nodiscard]] OuterFields fields(const std::uint8_t* packet, bool ipv6,
                                    std::uint8_t tos) const noexcept {
-    OuterFields f;
-    f.tos = static_cast<std::uint8_t>((tos & tos_keep) | tos_set);
-    f.hop_limit = hop_limit;
     const bool inner_df = ipv6 || (packet[6] & 0x40) != 0;
-    f.fragmentable = clear_df || (copy_df && !inner_df) ? 1 : 0;
+    std::uint32_t flow_label = 0;
     if (copy_flow_label && ipv6) [[unlikely]]
-      f.flow_label = load_be<std::uint32_t>(packet) & 0xfffff;
-    return f;
+      flow_label = load_be<std::uint32_t>(packet) & 0xfffff;
+    return {static_cast<std::uint8_t>((tos & tos_keep) | tos_set), hop_limit,
+            clear_df || (copy_df && !inner_df), flow_label};
   }
 };
 

@@ -18,6 +18,7 @@ void Transmitter::select(const OutboundSa& sa, const ifaces::Endpoint& to) noexc
                            sa_->outer_mark == sa.outer_mark && to == to_;
   sa_ = &sa;
   to_ = to;
+  seal_bytes_ = crypto::info(sa.suite).mode == crypto::Mode::gcm ? kSealBytes : kArenaBytes;
   max_segments_ =
       sa.encapsulation == Encapsulation::udp ? std::max(sa.socket->gso_segments, 1U) : 1U;
   if (same_target) return;
@@ -42,12 +43,13 @@ void Transmitter::add_target() noexcept {
   target.peer = sa_->peer.get();
 }
 
-std::uint8_t* Transmitter::place(std::size_t length, const OuterFields& outer) noexcept {
+std::uint8_t* Transmitter::place(std::size_t length, OuterFields outer) noexcept {
   assert(length <= kMaxDatagram);
-  if (op_count_ == kSealBatch) seal();
+  if (op_count_ == kSealBatch || unsealed_ >= seal_bytes_) seal();
   if (used_ + length > kArenaBytes || run_count_ == kMaxRuns) make_room();
   std::uint8_t* out = &arena_[used_];
   used_ += length;
+  unsealed_ += length;
   if (run_open_) {
     Run& run = runs_[run_count_ - 1];
     if (length <= run.segment && outer == run.outer && run.packets < max_segments_ &&
@@ -65,7 +67,7 @@ std::uint8_t* Transmitter::place(std::size_t length, const OuterFields& outer) n
                             static_cast<std::uint16_t>(target_count_ - 1),
                             outer,
                             false};
-  run_open_ = max_segments_ > 1 && outer.alone == 0;
+  run_open_ = max_segments_ > 1 && !outer.alone();
   return out;
 }
 
@@ -84,6 +86,7 @@ void Transmitter::seal() noexcept {
       if (op.text >= run.data && op.text < run.data + run.length) run.bad = true;
   }
   op_count_ = 0;
+  unsealed_ = 0;
 }
 
 void Transmitter::send_all() noexcept {
@@ -93,16 +96,16 @@ void Transmitter::send_all() noexcept {
       continue;
     }
     const Target& target = targets_[run.target];
-    engine_.send({.port = run.outer.fragmentable != 0 ? target.sender_port : target.port,
-                  .tos = run.outer.tos,
+    engine_.send({.port = run.outer.fragmentable() ? target.sender_port : target.port,
+                  .tos = run.outer.tos(),
                   .segment_size = run.packets > 1 ? run.segment : std::uint16_t{0},
                   .len = run.length,
                   .data = run.data,
                   .to = &target.address,
                   .to_len = target.length,
                   .mark = target.mark,
-                  .hop_limit = run.outer.hop_limit,
-                  .flow_label = run.outer.flow_label,
+                  .hop_limit = run.outer.hop_limit(),
+                  .flow_label = run.outer.flow_label(),
                   .source = target.source},
                  run.packets);
   }

@@ -31,7 +31,7 @@ class Transmitter {
 
   // Room for an ESP packet of `length` bytes (at most kMaxDatagram) of the selected SA, at the end
   // of the current run or as the start of the next. `outer`: of the outer header.
-  [[nodiscard]] std::uint8_t* place(std::size_t length, const OuterFields& outer) noexcept;
+  [[nodiscard]] std::uint8_t* place(std::size_t length, OuterFields outer) noexcept;
   // The sealing of what was placed last; to be filled in before the next call.
   [[nodiscard]] crypto::AeadOp& op() noexcept { return ops_[op_count_++]; }
 
@@ -49,6 +49,9 @@ class Transmitter {
   static constexpr std::size_t kArenaBytes = std::size_t{1} << 20;
   static constexpr std::size_t kMaxRuns = 512;
   static constexpr std::size_t kSealBatch = 32;
+  // AES-GCM gains nothing from more packets at a time: it gets them while they are in the
+  // first-level cache.
+  static constexpr std::size_t kSealBytes = std::size_t{8} * 1024;
 
   struct Run {
     std::uint8_t* data;
@@ -89,6 +92,8 @@ class Transmitter {
   std::size_t target_count_ = 0;
   std::size_t sent_targets_ = 0;  // of the last submit; still in targets_
   std::size_t op_count_ = 0;
+  std::size_t unsealed_ = 0;  // bytes placed since the last seal()
+  std::size_t seal_bytes_ = kArenaBytes;
   std::array<Run, kMaxRuns> runs_;
   std::array<Target, kMaxRuns> targets_;
   std::array<crypto::AeadOp, kSealBatch> ops_;

@@ -93,7 +93,7 @@ MemoryPath::State::State(const crypto::Backend& backend, crypto::Suite suite_id,
   socket.local_words = words(peer.address);
   socket.encapsulation = Encapsulation::udp;
   socket.gso_segments = 64;
-  socket.ports = {0};
+  socket.ports = socket.sender_ports = {0};
   device.counters = std::make_unique<DeviceCounters[]>(1);
   device.ports = {0};
   for (std::size_t i = 0; i < flows; ++i) add_flow(backend, i);

@@ -60,15 +60,15 @@ TEST(OuterRule, X4DscpAndEcn) {
   for (unsigned tos = 0; tos < 256; ++tos) {
     const auto t = static_cast<std::uint8_t>(tos);
     OuterHeader spec;
-    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos, tos);
+    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos(), tos);
     spec.ecn = false;
-    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos, tos & 0xfc);
+    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos(), tos & 0xfc);
     spec.dscp = OuterHeader::Dscp::no;
-    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos, 0);
+    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos(), 0);
     spec.ecn = true;
     spec.dscp = OuterHeader::Dscp::set;
     spec.dscp_value = 46;
-    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos, (46U << 2) | (tos & 3));
+    EXPECT_EQ(OuterRule(spec).fields(inner.data(), false, t).tos(), (46U << 2) | (tos & 3));
   }
 }
 
@@ -78,7 +78,7 @@ TEST(OuterRule, X4DfHopLimitFlowLabel) {
   store_be(v6.data(), std::uint32_t{0x600abcde});
   OuterHeader spec;
   const auto df = [&spec](const Bytes& packet, bool ipv6) {
-    return OuterRule(spec).fields(packet.data(), ipv6, 0).fragmentable == 0;
+    return !OuterRule(spec).fields(packet.data(), ipv6, 0).fragmentable();
   };
   EXPECT_FALSE(df(v4, false));
   EXPECT_TRUE(df(v6, true));
@@ -90,12 +90,12 @@ TEST(OuterRule, X4DfHopLimitFlowLabel) {
   spec.df = OuterHeader::Df::set;
   v4[6] = 0;
   EXPECT_TRUE(df(v4, false));
-  EXPECT_EQ(OuterRule(spec).fields(v6.data(), true, 0).flow_label, 0U);
+  EXPECT_EQ(OuterRule(spec).fields(v6.data(), true, 0).flow_label(), 0U);
   spec.copy_flow_label = true;
   spec.hop_limit = 33;
-  EXPECT_EQ(OuterRule(spec).fields(v6.data(), true, 0).flow_label, 0xabcdeU);
-  EXPECT_EQ(OuterRule(spec).fields(v4.data(), false, 0).flow_label, 0U);
-  EXPECT_EQ(OuterRule(spec).fields(v4.data(), false, 0).hop_limit, 33);
+  EXPECT_EQ(OuterRule(spec).fields(v6.data(), true, 0).flow_label(), 0xabcdeU);
+  EXPECT_EQ(OuterRule(spec).fields(v4.data(), false, 0).flow_label(), 0U);
+  EXPECT_EQ(OuterRule(spec).fields(v4.data(), false, 0).hop_limit(), 33);
 }
 
 // The DSCP comes in only where the SA says so; the header checksum stays right.
