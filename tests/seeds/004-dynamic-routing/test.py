@@ -4,7 +4,8 @@
     eth1 192.168.20.1/24 ─ left 10.0.149.110 ═══════════ 10.0.149.111 right ─ 192.168.21.1/24 eth1
                             └ vti02 192.168.10.3    192.168.10.4 vti02 ┘
 
-With --nat left has 10.77.0.2 and is seen as 10.0.149.110.
+With --nat left has 10.77.0.2 and is seen as 10.0.149.110. With --outer v6 the gateways have 2001:db8::110
+and ::111; libreswan's script knows no such VTI, so the device is made before.
 """
 
 import os
@@ -21,26 +22,30 @@ from lab import traffic  # noqa: E402
 from lab.wait import until  # noqa: E402
 from lab.wire import Capture  # noqa: E402
 
-LEFT, RIGHT = "10.0.149.110", "10.0.149.111"
+OUTER = {"v4": ("10.0.149.110", "10.0.149.111"), "v6": ("2001:db8::110", "2001:db8::111")}
+LEFT, RIGHT = OUTER["v4"]
 BEHIND_NAT = "10.77.0.2"
 CONN = "tunnel1"
-SECRETS = f'{LEFT} {RIGHT} : PSK "not-a-secret"\n'
+SECRETS = "".join(f'{left} {right} : PSK "not-a-secret"\n' for left, right in OUTER.values())
 RIP_ROUTERS = bytes((224, 0, 0, 9))
 SOON = 15  # seconds; RIP puts up to five before what it tells unasked
 
 
-def configure(host, side, nat):
+def configure(host, side, options):
     general, tunnel, rip, daemons = (
         Document(__file__, name) for name in ("ipsec.conf", "tunnel1.conf", "ripd.conf", "daemons"))
-    address = {"left": BEHIND_NAT if nat else LEFT, "right": RIGHT}[side]
+    left, right = OUTER[options.outer]
+    address = {"left": BEHIND_NAT if options.nat else left, "right": right}[side]
     # libreswan 4.10 no longer has this level of debugging, and takes IKEv1 only where it is told to.
     host.write("/etc/ipsec.conf", general.filled(side, {
         "plutodebug=control": "plutodebug=none", f"listen={LEFT}": f"listen={address}\n        {IKEV1}"}))
     changes = {}
+    if options.outer == "v6":
+        changes = {f"left={LEFT}": f"left={left}", f"right={RIGHT}": f"right={right}"}
     if side == "right":
-        changes = {"leftvti=192.168.10.3/24": "rightvti=192.168.10.4/24"}
-    elif nat:
-        changes = {f"left={LEFT}": f"left={BEHIND_NAT}\n    leftid={LEFT}"}
+        changes["leftvti=192.168.10.3/24"] = "rightvti=192.168.10.4/24"
+    elif options.nat:
+        changes |= {f"left={LEFT}": f"left={BEHIND_NAT}\n    leftid={LEFT}"}
     host.write("/etc/ipsec.d/tunnel1.conf", tunnel.filled(side, changes))
     host.write("/etc/ipsec.d/seed.secrets", SECRETS, mode=0o600)
     router = Frr(host)
@@ -67,12 +72,16 @@ def main():
         if options.nat:
             lab.nat(left, f"{BEHIND_NAT}/24", right, f"{RIGHT}/24", f"{LEFT}/24")
         else:
-            lab.wire(left, "eth0", f"{LEFT}/24", right, "eth0", f"{RIGHT}/24")
+            ends, length = OUTER[options.outer], 64 if options.outer == "v6" else 24
+            lab.wire(left, "eth0", f"{ends[0]}/{length}", right, "eth0", f"{ends[1]}/{length}")
         routers = {}
         for host, net in ((left, 20), (right, 21)):
             lab.network(host, "eth1", f"192.168.{net}.1/24")
-            routers[host] = configure(host, host.name, options.nat)
+            routers[host] = configure(host, host.name, options)
             host.start_daemon()
+        if options.outer == "v6":
+            left.make_vti("vti02", *OUTER["v6"], 5, "192.168.10.3/24")
+            right.make_vti("vti02", *reversed(OUTER["v6"]), 5, "192.168.10.4/24")
         underlay = Capture(left, "eth0")
         right.start_pluto()
         left.start_pluto()
