@@ -173,8 +173,9 @@ DeviceId Dataplane::add_device(const DeviceSpec& spec) {
   device->id = DeviceId{s.next_id++};
   device->spec = spec;
   device->counters = std::make_unique<DeviceCounters[]>(s.workers.size());
+  const bool several = s.workers.size() > 1 || spec.holdable;
   for (std::size_t w = 0; w < s.workers.size(); ++w)
-    device->queues.push_back(ifaces::open_tun(spec.name, s.workers.size() > 1, s.offloads));
+    device->queues.push_back(ifaces::open_tun(spec.name, several, s.offloads));
   s.workers.attach(device->queues, device->ports, ifaces::PortKind::tun, {device.get(), nullptr});
   const DeviceId id = device->id;
   s.tables.add(std::move(device));
@@ -439,6 +440,24 @@ std::optional<std::chrono::steady_clock::time_point> Dataplane::next_expiry() co
 void Dataplane::extend_limit(SaId id, std::uint64_t limit) {
   OutboundSa* sa = state_->tables.outbound(id);
   if (sa != nullptr) set_limit(*sa, limit);
+}
+
+std::optional<SaProgress> Dataplane::progress(SaId id) const {
+  const OutboundSa* const out = state_->tables.outbound(id);
+  InboundSa* const in = state_->tables.inbound(id);
+  if (out == nullptr && in == nullptr) return std::nullopt;
+  SaProgress progress;
+  progress.direction = out != nullptr ? Direction::out : Direction::in;
+  const SaCounters& counters = out != nullptr ? out->counters : in->counters;
+  progress.traffic.packets = counters.packets.load(std::memory_order_relaxed);
+  progress.traffic.bytes = counters.bytes.load(std::memory_order_relaxed);
+  if (out != nullptr) {
+    progress.seq = out->next_seq.load(std::memory_order_relaxed);
+  } else {
+    const SaLock lock(*in);
+    progress.seq = in->window.top();
+  }
+  return progress;
 }
 
 void Dataplane::refresh_paths() {

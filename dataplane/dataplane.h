@@ -63,6 +63,12 @@ struct SaStatus {
   bool expired = false;  // a hard limit was reached
 };
 
+struct SaProgress {
+  Traffic traffic;
+  Direction direction{};
+  std::uint64_t seq = 0;  // out: the next number; in: the highest one seen
+};
+
 struct PolicyStatus {
   PolicyId id{};
   PolicySpec spec;
@@ -137,6 +143,9 @@ class Dataplane {
   [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> next_expiry() const;
   // Outbound: numbers up to `limit` may be used from now on.
   void extend_limit(SaId id, std::uint64_t limit);
+
+  // The part of sa() that moves with every packet; quickly.
+  [[nodiscard]] std::optional<SaProgress> progress(SaId id) const;
 
   // The socket of an IKE daemon on the UDP port `local` (ifaces/ike_socket.h), which stays ours and
   // open as long as this lives; it may have been asked for before. Until it is, IKE's datagrams are

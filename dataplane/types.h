@@ -60,6 +60,8 @@ struct DeviceSpec {
   std::uint32_t if_id = 0;   // as an xfrm interface's: policies and SAs must have the same
   // Carrier: up while an outbound SA, or a policy that traps, serves the device; or always.
   bool carrier_follows_sa = true;
+  // Room for a queue that somebody holds to keep the device there (ifaces/tun.h, hold_tun).
+  bool holdable = false;
 };
 
 enum class PolicyAction : std::uint8_t { protect, bypass, discard };

@@ -289,6 +289,25 @@ bool Netlink::link_exists(const std::string& device) {
   return true;
 }
 
+unsigned Netlink::device_mtu(const std::string& device) {
+  rtnl_link* found = nullptr;
+  const int error = rtnl_link_get_kernel(state_->socket.get(), 0, device.c_str(), &found);
+  const Link link(found);
+  state_->check("get", device, error);
+  return rtnl_link_get_mtu(link.get());
+}
+
+void Netlink::remove_link(const std::string& device) {
+  rtnl_link* found = nullptr;
+  const int error = rtnl_link_get_kernel(state_->socket.get(), 0, device.c_str(), &found);
+  const Link link(found);
+  if (error < 0) {
+    state_->kernel_errno = 0;
+    return;
+  }
+  state_->check("delete", device, rtnl_link_delete(state_->socket.get(), link.get()));
+}
+
 void Netlink::add_address(const std::string& device, const Prefix& address) {
   const Address a = state_->address("add address", device, address);
   state_->check("add address", address.str() + " dev " + device,

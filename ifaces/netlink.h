@@ -25,6 +25,9 @@ class Netlink {
   };
   void set_link(const std::string& device, const LinkSettings& settings);
   [[nodiscard]] bool link_exists(const std::string& device);
+  [[nodiscard]] unsigned device_mtu(const std::string& device);
+  // A device that is not there is no error.
+  void remove_link(const std::string& device);
   void add_address(const std::string& device, const Prefix& address);
   void remove_address(const std::string& device, const Prefix& address);
   // `source`: preferred source address, if set. Replaces a route of ours to the same prefix.

@@ -117,6 +117,16 @@ UniqueFd open_tun(std::string_view name, bool multi_queue, TunOffloads offloads)
   return fd;
 }
 
+UniqueFd hold_tun(std::string_view name) {
+  const std::string text(name);
+  UniqueFd fd = open_device();
+  attach_queue(fd.get(), text.c_str(), true);
+  ifreq request{};
+  request.ifr_flags = IFF_DETACH_QUEUE;
+  if (::ioctl(fd.get(), TUNSETQUEUE, &request) != 0) fail("ioctl TUNSETQUEUE", name, errno);
+  return fd;
+}
+
 void set_carrier(int tun_fd, bool up, std::string_view name) {
   int value = up ? 1 : 0;
   if (::ioctl(tun_fd, TUNSETCARRIER, &value) != 0) fail("ioctl TUNSETCARRIER", name, errno);

@@ -24,6 +24,10 @@ struct TunOffloads {
 // std::system_error that names the call and the device.
 [[nodiscard]] UniqueFd open_tun(std::string_view name, bool multi_queue, TunOffloads offloads);
 
+// A queue of a device that was made with `multi_queue`, which gets no packets but keeps the device,
+// its addresses and its routes there. Throws std::system_error.
+[[nodiscard]] UniqueFd hold_tun(std::string_view name);
+
 // What `ip link` shows as LOWER_UP; routing daemons follow it. Throws std::system_error.
 void set_carrier(int tun_fd, bool up, std::string_view name);
 

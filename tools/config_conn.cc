@@ -286,7 +286,8 @@ constexpr std::array<GlobalOption, 10> kGlobalOptions = {{
     {"offloads", "auto, none, or some of tso4, tso6, uso, gso", set_offloads},
     {"log", "error, warning, info or debug", set_log},
     {"control", "path of the control socket", set_control},
-    {"group", "who is in it may use the control socket and `espalier exec`, beside root", set_group},
+    {"group", "who is in it may use the control socket and `espalier exec`, beside root",
+     set_group},
     {"state-dir", "folder of the state files", set_state_dir},
     {"keepalive", "seconds between NAT keepalives, 0: none", set_keepalive},
 }};

@@ -36,6 +36,12 @@ class ControlApi {
   // `others`: those of XFRM; it outlives this.
   void set_xfrm(const Others* others) noexcept { xfrm_ = others; }
 
+  // Devices are kept there from now on.
+  KeptDevices& set_keep(Keep& keep) noexcept {
+    installed_.set_keep(keep);
+    return installed_;
+  }
+
   // Tells those who listen, and removes what has expired.
   void take(std::span<const dataplane::Event> events);
   void publish(nlohmann::json event);

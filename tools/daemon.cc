@@ -458,7 +458,9 @@ bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
 void Daemon::open_xfrm() {
   const std::filesystem::path path = front::socket_path(config_.globals.control);
   try {
-    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_, *devices_, log_, group_);
+    keep_.emplace();
+    xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_, *devices_, log_, group_,
+                                           *keep_, api_->set_keep(*keep_));
     api_->set_xfrm(xfrm_.get());
   } catch (const std::exception& e) {
     log_.warning(std::string("espalier exec will not find this daemon: ") + e.what());

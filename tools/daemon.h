@@ -22,6 +22,7 @@
 #include "tools/control_server.h"
 #include "tools/device_pool.h"
 #include "tools/event_log.h"
+#include "tools/keep.h"
 #include "tools/log.h"
 #include "tools/running_conn.h"
 
@@ -121,6 +122,7 @@ class Daemon {
   std::optional<dataplane::Dataplane> dataplane_;
   std::optional<DevicePool> devices_;
   std::optional<Site> site_;
+  std::optional<Keep> keep_;
   std::optional<ControlApi> api_;
   std::optional<EventLog> event_log_;
   std::unique_ptr<xfrm::Server> xfrm_;

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "ifaces/tun.h"
 #include "tools/config_text.h"
 #include "tools/control_server.h"
 
@@ -27,6 +28,22 @@ Ipv6Use ipv6_use(const VtiSpec& spec) {
   const bool v6 = std::any_of(spec.addresses.begin(), spec.addresses.end(),
                               [](const auto& a) { return a.address.family == ifaces::Family::v6; });
   return v6 ? Ipv6Use::multicast : Ipv6Use::unicast;
+}
+
+// As vti-add has it.
+std::string record_of(const VtiSpec& spec) {
+  const auto end = [](const ifaces::IpAddress& a) { return a.is_any() ? "" : a.str(); };
+  nlohmann::json members = {{"name", spec.device.name},
+                            {"local", end(spec.device.local)},
+                            {"remote", end(spec.device.remote)},
+                            {"ikey", spec.device.ikey},
+                            {"okey", spec.device.okey},
+                            {"if_id", spec.device.if_id},
+                            {"carrier_follows_sa", spec.device.carrier_follows_sa},
+                            {"mtu", spec.mtu}};
+  for (const ifaces::Prefix& address : spec.addresses)
+    members["addresses"].push_back(address.str());
+  return members.dump();
 }
 
 }  // namespace
@@ -172,9 +189,58 @@ void Installed::add(const VtiSpec& spec, Undo& undo) {
   const std::string& name = spec.device.name;
   if (devices_.users(name) != 0)
     throw std::invalid_argument("name: device " + name + " is there already; choose another name");
-  DeviceLease lease = devices_.lease(spec.device, spec.mtu, spec.addresses, ipv6_use(spec));
-  vtis_.emplace(name, std::move(lease));
-  undo.add([this, name] { vtis_.erase(name); });
+  dataplane::DeviceSpec device = spec.device;
+  device.holdable = keep_ != nullptr;
+  Vti vti;
+  vti.lease = devices_.lease(device, spec.mtu, spec.addresses, ipv6_use(spec));
+  vti.record = record_of(spec);
+  Vti& made = vtis_.emplace(name, std::move(vti)).first->second;
+  undo.add([this, name] { remove(name); });
+  if (keep_ == nullptr) return;
+  put(made);
+  keep_->hold(name, ifaces::hold_tun(name));
+}
+
+void Installed::put(Vti& vti) noexcept {
+  vti.slot =
+      keep_->put(Keep::Kind::device,
+                 {reinterpret_cast<const std::uint8_t*>(vti.record.data()), vti.record.size()});
+}
+
+void Installed::put_all() noexcept {
+  for (auto& [name, vti] : vtis_) put(vti);
+}
+
+// What is still there stays as its user has made it.
+bool Installed::restore(const Keep::Record& record) {
+  const auto bytes = record.bytes.bytes();
+  keep_->erase(record.slot);
+  try {
+    const auto members = nlohmann::json::parse(bytes.begin(), bytes.end());
+    Fields fields(members);
+    VtiSpec spec = parse_vti(fields);
+    fields.done();
+    if (netlink_.link_exists(spec.device.name)) {
+      spec.mtu = netlink_.device_mtu(spec.device.name);
+      spec.addresses.clear();
+    }
+    Undo undo;
+    add(spec, undo);
+    undo.keep();
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+void Installed::remove(const std::string& vti) {
+  const auto found = vtis_.find(vti);
+  if (found == vtis_.end()) return;
+  if (keep_ != nullptr) keep_->erase(found->second.slot);
+  if (keep_ != nullptr) keep_->drop(vti);
+  vtis_.erase(found);
+  // Whoever holds it lets go a moment later.
+  if (keep_ != nullptr && devices_.users(vti) == 0) netlink_.remove_link(vti);
 }
 
 void Installed::update(const SaUpdateOf& change, Undo& undo) {
@@ -230,7 +296,7 @@ Installed::Outcome Installed::apply(std::vector<Change> changes) {
     ++outcome.deleted;
     if (const auto* const sa = std::get_if<SaId>(&change)) remove(*sa);
     if (const auto* const policy = std::get_if<PolicyId>(&change)) remove(*policy);
-    if (const auto* const vti = std::get_if<VtiRemoval>(&change)) vtis_.erase(vti->name);
+    if (const auto* const vti = std::get_if<VtiRemoval>(&change)) remove(vti->name);
   }
   return outcome;
 }
@@ -246,8 +312,7 @@ std::size_t Installed::flush(FlushKind kind) {
       for (count = policies_.size(); !policies_.empty();) remove(*policies_.begin());
       break;
     case FlushKind::vti:
-      count = vtis_.size();
-      vtis_.clear();
+      for (count = vtis_.size(); !vtis_.empty();) remove(std::string(vtis_.begin()->first));
       break;
   }
   return count;

@@ -18,6 +18,7 @@
 #include "ifaces/netlink.h"
 #include "tools/control_json.h"
 #include "tools/device_pool.h"
+#include "tools/keep.h"
 
 namespace espalier::tools {
 
@@ -34,7 +35,7 @@ using Change = std::variant<dataplane::SaSpec, SaUpdateOf, dataplane::SaId, data
 
 enum class FlushKind : std::uint8_t { sa, policy, vti };
 
-class Installed {
+class Installed : public KeptDevices {
  public:
   Installed(dataplane::Dataplane& dataplane, DevicePool& devices, ifaces::Netlink& netlink)
       : dataplane_(dataplane), devices_(devices), netlink_(netlink) {}
@@ -49,6 +50,11 @@ class Installed {
   // All of it or nothing: first what is added and updated, in order, then what is deleted. Throws
   // Refusal with the "index" of the change that cannot be; then everything is as before.
   Outcome apply(std::vector<Change> changes);
+
+  // Devices outlive us from now on, with those who hold them.
+  void set_keep(Keep& keep) noexcept { keep_ = &keep; }
+  bool restore(const Keep::Record& record) override;
+  void put_all() noexcept override;
 
   std::size_t flush(FlushKind kind);
   // A hard limit was reached: as XFRM does, the SA goes. Others than ours stay.
@@ -83,7 +89,16 @@ class Installed {
   ifaces::Netlink& netlink_;
   std::map<dataplane::SaId, dataplane::SaSpec> sas_;
   std::set<dataplane::PolicyId> policies_;
-  std::map<std::string, DeviceLease> vtis_;
+  struct Vti {
+    DeviceLease lease;
+    std::string record;  // of what it was made
+    Keep::Slot slot = Keep::kNone;
+  };
+  void put(Vti& vti) noexcept;
+  void remove(const std::string& vti);
+
+  std::map<std::string, Vti> vtis_;
+  Keep* keep_ = nullptr;
 };
 
 }  // namespace espalier::tools

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import secrets
+import socket
 import struct
 import subprocess
 import sys
@@ -50,7 +51,11 @@ class Gateway:
                 os.path.join(self.programs, "espalierd"), "--control", self.control,
                 stdout=log, stderr=log,
             )  # fmt: skip
-        until(lambda: os.path.exists(self.front), "the XFRM socket")
+        until(self.is_there, "the XFRM socket")
+
+    def is_there(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            return client.connect_ex(self.front) == 0
 
     def stop(self):
         self.daemon.terminate()
@@ -192,8 +197,8 @@ def monitor(a):
     assert "spi 0x00004000" in text and "Deleted src" in text and "Flushed policy" in text, text
 
 
-def traffic(a, b):
-    """The commands of a VTI by hand, on both sides; then packets."""
+def tunnel(a, b):
+    """The commands of a VTI by hand, on both sides. Returns the key of A's outbound state."""
     forth, back = key(), key()
     for here, there, spi_out, spi_in, k_out, k_in, inner in (
         (a, b, 0x100, 0x200, forth, back, "10.7.0.1"),
@@ -210,6 +215,11 @@ def traffic(a, b):
         here.ip(f"xfrm policy add src 0/0 dst 0/0 dir out {TUNNEL.format(h, t)}")
         for direction in ("in", "fwd"):
             here.ip(f"xfrm policy add src 0/0 dst 0/0 dir {direction} {TUNNEL.format(t, h)}")
+    return forth
+
+
+def traffic(a, b):
+    forth = tunnel(a, b)
     text = a.box.run("ping", "-c", "20", "-i", "0.01", "-W", "2", "10.7.0.2")
     assert " 0% packet loss" in text, text
     counted = a.ip(f"-s xfrm state get src {A} dst {B} proto esp spi 0x100")

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "ifaces/unique_fd.h"
+
 namespace espalier::tools::front {
 
 inline constexpr std::uint32_t kVersion = 1;
@@ -17,6 +19,12 @@ inline constexpr std::size_t kMaxMessage = 65536;  // bytes of one datagram
 inline constexpr std::uint16_t kState = 8;  // first of all, and whenever it changes
 inline constexpr std::uint16_t kNatt = 9;   // with one descriptor: a UDP socket that set UDP_ENCAP
 inline constexpr std::uint16_t kBind = 10;  // may a UDP socket be bound to `name` beside ours?
+
+// From one who will hold what the daemon keeps (tools/keep.h), with the descriptor of what it holds
+// already, if any. The answer has that of what is to be held from now on; `groups` of it says how
+// many kHold follow. The same may come again, unasked.
+inline constexpr std::uint16_t kKeep = 11;
+inline constexpr std::uint16_t kHold = 12;  // with a descriptor: hold it; without: no longer
 
 inline constexpr std::uint32_t kExtAck = 1;  // NETLINK_EXT_ACK
 inline constexpr std::uint32_t kCapAck = 2;  // NETLINK_CAP_ACK
@@ -33,6 +41,14 @@ struct Message {
   std::int32_t error;
   std::array<std::uint8_t, 28> name;  // kBind: a sockaddr_in or sockaddr_in6
 };
+
+struct Hold {
+  nlmsghdr header;
+  std::array<char, 16> device;
+};
+
+// A connection to the daemon; empty if there is none.
+[[nodiscard]] ifaces::UniqueFd dial(const std::filesystem::path& path) noexcept;
 
 // The XFRM socket of a daemon lies beside its control socket.
 [[nodiscard]] inline std::filesystem::path socket_path(const std::filesystem::path& control) {

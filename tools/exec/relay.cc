@@ -23,18 +23,6 @@ constexpr int kAnswerMs = 2000;
   throw std::system_error(errno, std::generic_category(), what);
 }
 
-ifaces::UniqueFd dial(const std::filesystem::path& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::string& text = path.native();
-  if (text.size() >= sizeof address.sun_path) return {};
-  std::memcpy(address.sun_path, text.data(), text.size());
-  ifaces::UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!fd || ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-    return {};
-  return fd;
-}
-
 // The name of our end is what the command's recvfrom() reports as the sender. Twelve bytes, read as
 // a sockaddr_nl: nl_pid, which must be 0 (the kernel), are the bytes 4 to 7.
 void bind_as_kernel(int fd) {
@@ -96,7 +84,7 @@ Relay::Relay(std::filesystem::path daemon, std::uint32_t pid, std::uint32_t port
 
 bool Relay::connect() {
   if (daemon_) return true;
-  daemon_ = dial(path_);
+  daemon_ = front::dial(path_);
   if (daemon_) tell_state();
   return bool{daemon_};
 }
@@ -212,7 +200,7 @@ front::Message front_message(std::uint16_t type, std::uint32_t pid) {
 
 ifaces::UniqueFd converse(const std::filesystem::path& daemon, front::Message& message,
                           int descriptor) {
-  ifaces::UniqueFd fd = dial(daemon);
+  ifaces::UniqueFd fd = front::dial(daemon);
   if (fd && !converse(fd.get(), message, descriptor, [](auto) {})) fd.reset(-1);
   return fd;
 }

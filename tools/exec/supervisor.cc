@@ -10,6 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -27,7 +28,9 @@
 namespace espalier::tools {
 namespace {
 
-constexpr int kLookForDaemonMs = 1000;
+constexpr int kLookForDaemonMs = 100;
+// A command that is soon done need not hold anything.
+constexpr std::chrono::milliseconds kKeepAfter{300};
 constexpr std::size_t kMaxSend = 65536;
 constexpr std::size_t kMaxParts = 16;  // of a sendmsg()
 
@@ -94,32 +97,48 @@ Supervisor::Supervisor(ifaces::UniqueFd listener, std::filesystem::path control)
     : listener_(std::move(listener)),
       control_(std::move(control)),
       xfrm_(front::socket_path(control_)),
-      natt_(xfrm_) {}
+      natt_(xfrm_),
+      keep_from_(std::chrono::steady_clock::now() + kKeepAfter),
+      keeper_(xfrm_, static_cast<std::uint32_t>(::getpid())) {}
 
 void Supervisor::run() {
   for (;;) {
-    std::vector<pollfd> fds{{listener_.get(), POLLIN, 0}};
-    bool daemon_away = natt_.waits();
+    const int wait = look_for_daemon();
+    std::vector<pollfd> fds{{listener_.get(), POLLIN, 0}, {keeper_.fd(), POLLIN, 0}};
     if (natt_.link() >= 0) fds.push_back({natt_.link(), POLLIN, 0});
     for (const auto& [cookie, relay] : relays_) {
       fds.push_back({relay->command_fd(), POLLIN, 0});
       if (relay->daemon_fd() >= 0) fds.push_back({relay->daemon_fd(), POLLIN, 0});
-      // Who listens for events must be told when there are some again.
-      else if (relay->state().groups != 0)
-        daemon_away = true;
     }
-    const int count = ::poll(fds.data(), fds.size(), daemon_away ? kLookForDaemonMs : -1);
+    const int count = ::poll(fds.data(), fds.size(), wait);
     if (count < 0 && errno != EINTR) return;
-    if (count > 0) {
-      if ((fds.front().revents & (POLLHUP | POLLERR)) != 0) return;
-      serve_relays(std::span(fds).subspan(1));
-      if ((fds.front().revents & POLLIN) != 0) serve_call();
-    }
-    if (daemon_away)
-      for (const auto& [cookie, relay] : relays_)
-        if (relay->state().groups != 0) relay->connect();
-    if (natt_.waits()) natt_.look_for_daemon();
+    if (count <= 0) continue;
+    if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) return;
+    if (keeper_.fd() >= 0 && fds[1].revents != 0) keeper_.serve();
+    // Before a request can reach a daemon that knows nothing yet.
+    if (keeper_.fd() < 0 && is_keeper()) keeper_.connect();
+    serve_relays(std::span(fds).subspan(2));
+    if ((fds[0].revents & POLLIN) != 0) serve_call();
   }
+}
+
+bool Supervisor::is_keeper() const noexcept {
+  return std::chrono::steady_clock::now() >= keep_from_;
+}
+
+int Supervisor::look_for_daemon() {
+  if (!is_keeper()) {
+    const auto left = keep_from_ - std::chrono::steady_clock::now();
+    return static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(left).count());
+  }
+  bool away = !keeper_.connect();
+  // After what the daemon before had has come back.
+  if (!away && natt_.waits()) natt_.look_for_daemon();
+  away = away || natt_.waits();
+  // Who listens for events must be told when there are some again.
+  for (const auto& [cookie, relay] : relays_)
+    if (relay->daemon_fd() < 0 && relay->state().groups != 0 && !away) away = !relay->connect();
+  return away ? kLookForDaemonMs : -1;
 }
 
 void Supervisor::serve_relays(std::span<const pollfd> ready) {

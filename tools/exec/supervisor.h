@@ -14,6 +14,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -21,6 +22,7 @@
 #include <span>
 
 #include "ifaces/unique_fd.h"
+#include "tools/exec/keeper.h"
 #include "tools/exec/natt_sockets.h"
 #include "tools/exec/process.h"
 #include "tools/exec/relay.h"
@@ -64,11 +66,16 @@ class Supervisor {
   [[nodiscard]] Verdict on_tunnel(const Process& process, Arguments a) const;
   [[nodiscard]] Relay* relay_of(const ifaces::UniqueFd& socket) noexcept;
   void serve_relays(std::span<const pollfd> ready);
+  // Milliseconds until the daemon is to be looked for again; -1: it is there.
+  [[nodiscard]] int look_for_daemon();
+  [[nodiscard]] bool is_keeper() const noexcept;
 
   ifaces::UniqueFd listener_;
   std::filesystem::path control_, xfrm_;
   std::map<std::uint64_t, std::unique_ptr<Relay>> relays_;  // by the cookie of the command's end
   NattSockets natt_;
+  std::chrono::steady_clock::time_point keep_from_;
+  Keeper keeper_;
   std::uint32_t next_portid_ = 0;
   int next_route_ = 0;
 };

@@ -182,6 +182,8 @@ void Policies::uninstall(Policy& policy) noexcept {
   if (policy.id) dataplane_.remove_policy(*policy.id);
   if (policy.join != nullptr) joins_.drop(*policy.join);
   policy.way.reset();
+  if (keep_ != nullptr) keep_->erase(policy.slot);
+  policy.slot = Keep::kNone;
   policy.id.reset();
   policy.join = nullptr;
 }
@@ -221,7 +223,28 @@ Policy& Policies::add(Policy policy, bool replace) {
   } else {
     ++counts_[made.info.dir];
   }
-  return policies_.at(made.serial);
+  Policy& kept = policies_.at(made.serial);
+  put(kept);
+  return kept;
+}
+
+void Policies::put(Policy& policy) noexcept {
+  if (keep_ == nullptr) return;
+  try {
+    Reply message(XFRM_MSG_NEWPOLICY, {});
+    message.append(info_of(policy));
+    put_attributes(policy, message);
+    Keep::Numbers numbers;
+    numbers.added_ns = static_cast<std::uint64_t>(
+        std::chrono::nanoseconds(State::Clock::now().time_since_epoch()).count());
+    policy.slot = keep_->put(Keep::Kind::policy, message.bytes(), numbers);
+  } catch (const std::bad_alloc&) {
+    policy.slot = Keep::kNone;
+  }
+}
+
+void Policies::put_all() noexcept {
+  for (auto& [serial, policy] : policies_) put(policy);
 }
 
 void Policies::remove(Policy& policy) noexcept {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "dataplane/dataplane.h"
+#include "tools/keep.h"
 #include "tools/xfrm/joins.h"
 #include "tools/xfrm/message.h"
 #include "tools/xfrm/policy_routes.h"
@@ -31,6 +32,7 @@ struct Policy {
   std::optional<dataplane::PolicyId> id;
   Joins::Join* join = nullptr;             // of the template
   std::unique_ptr<PolicyRoutes::Way> way;  // of one without a device
+  Keep::Slot slot = Keep::kNone;
 };
 
 // NEWPOLICY and UPDPOLICY, checked as the kernel does. Throws Refused.
@@ -45,6 +47,11 @@ class Policies {
       : dataplane_(dataplane), joins_(joins), routes_(routes) {}
   Policies(const Policies&) = delete;
   Policies& operator=(const Policies&) = delete;
+
+  // Policies are kept there from now on.
+  void set_keep(Keep& keep) noexcept { keep_ = &keep; }
+  // All of them are put into the memory that is in use now.
+  void put_all() noexcept;
 
   // By direction and index if that is not 0, otherwise by what makes a policy the same one.
   [[nodiscard]] Policy* find(const xfrm_userpolicy_id& id, const xfrm_mark& mark,
@@ -77,6 +84,7 @@ class Policies {
   // Gives it a policy of the data plane; and takes that away again.
   void install(Policy& policy);
   void uninstall(Policy& policy) noexcept;
+  void put(Policy& policy) noexcept;
   [[nodiscard]] std::unique_ptr<PolicyRoutes::Way> open_way(const Policy& policy,
                                                             const dataplane::Selector& selector);
   [[nodiscard]] std::uint32_t free_index(std::uint8_t direction);
@@ -91,6 +99,7 @@ class Policies {
   std::array<std::size_t, XFRM_POLICY_MAX> counts_{};
   std::uint64_t next_serial_ = 1;
   std::uint32_t next_index_ = 0;
+  Keep* keep_ = nullptr;
 };
 
 }  // namespace espalier::tools::xfrm

@@ -27,11 +27,13 @@ constexpr int kDatagramsPerTurn = 16;
 
 Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
                ifaces::Netlink& netlink, DevicePool& devices, const Log& log,
-               std::optional<gid_t> group)
+               std::optional<gid_t> group, Keep& keep, KeptDevices& kept)
     : log_(log),
       dataplane_(dataplane),
       listener_(path, SOCK_SEQPACKET, kMaxSessions, "XFRM socket", group),
       service_(dataplane, netlink, devices, log),
+      keep_(keep),
+      devices_(kept),
       buffer_(front::kMaxMessage) {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
   epoll_event event{};
@@ -39,6 +41,12 @@ Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplan
   event.data.ptr = nullptr;  // the listener
   if (!epoll_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.fd(), &event) != 0)
     fail("epoll " + path.string());
+  service_.set_keep(keep_);
+  keep_.listen([this](const std::string& device, int queue) { tell_hold(device, queue); });
+}
+
+Server::~Server() {
+  keep_.listen({});
 }
 
 void Server::serve() {
@@ -137,6 +145,10 @@ bool Server::read_one(Session& session, bool& gone) {
   front::Message message{};
   if (datagram.size() == sizeof message) {
     std::memcpy(&message, datagram.data(), sizeof message);
+    if (message.header.nlmsg_len == sizeof message && message.header.nlmsg_type == front::kKeep) {
+      take_keeper(session, message, std::move(descriptor));
+      return true;
+    }
     if (message.header.nlmsg_len == sizeof message && message.header.nlmsg_type >= front::kState &&
         message.header.nlmsg_type <= front::kBind) {
       take_message(session, message, std::move(descriptor));
@@ -199,6 +211,73 @@ int Server::may_share(const front::Message& message) noexcept {
     log_.error(std::string("an IKE daemon will find its port taken: ") + e.what());
     return EADDRINUSE;
   }
+}
+
+namespace {
+
+template <class Message>
+void tell(int socket, const Message& message, int descriptor) {
+  const std::span bytes(reinterpret_cast<const char*>(&message), sizeof message);
+  // Who holds things reads at once.
+  static_cast<void>(send_with(socket, bytes, descriptor, MSG_DONTWAIT));
+}
+
+front::Hold hold_message(const std::string& device) {
+  front::Hold hold{};
+  hold.header.nlmsg_len = sizeof hold;
+  hold.header.nlmsg_type = front::kHold;
+  device.copy(hold.device.data(), hold.device.size() - 1);
+  return hold;
+}
+
+}  // namespace
+
+void Server::take_keeper(Session& session, front::Message message, UniqueFd memory) {
+  message.error = message.version == front::kVersion ? 0 : EPROTO;
+  if (message.error == 0 && memory) take_back(std::move(memory));
+  message.groups = static_cast<std::uint32_t>(keep_.holds().size());
+  tell(session.fd.get(), message, keep_.fd());
+  for (const auto& [device, queue] : keep_.holds())
+    tell(session.fd.get(), hold_message(device), queue.get());
+  session.keeper = message.error == 0;
+}
+
+// Devices first, policies last: at no moment can a packet find a way in the clear.
+void Server::take_back(UniqueFd memory) {
+  std::vector<Keep::Record> records;
+  try {
+    records = keep_.adopt(std::move(memory), [this] {
+      service_.put_all();
+      devices_.put_all();
+    });
+  } catch (const std::exception& e) {
+    log_.warning(std::string("nothing comes back of what an espalierd before this one had: ") +
+                 e.what());
+    return;
+  }
+  if (records.empty()) return;
+  std::size_t devices = 0;
+  std::size_t lost = 0;
+  for (const Keep::Record& record : records)
+    if (record.kind == Keep::Kind::device) ++(devices_.restore(record) ? devices : lost);
+  Output output;
+  const Service::Restored restored = service_.restore(records, output);
+  publish(output.notices);
+  lost += restored.lost;
+  log_.info("back from an espalierd before this one: " + std::to_string(devices) + " devices, " +
+            std::to_string(restored.states) + " states, " + std::to_string(restored.policies) +
+            " policies" + (lost == 0 ? "" : "; " + std::to_string(lost) + " not"));
+  front::Message message{};
+  message.header.nlmsg_len = sizeof message;
+  message.header.nlmsg_type = front::kKeep;
+  message.version = front::kVersion;
+  for (const Session& session : sessions_)
+    if (session.keeper) tell(session.fd.get(), message, keep_.fd());
+}
+
+void Server::tell_hold(const std::string& device, int queue) {
+  for (const Session& session : sessions_)
+    if (session.keeper) tell(session.fd.get(), hold_message(device), queue);
 }
 
 void Server::publish(const std::vector<Notice>& notices) {

@@ -21,6 +21,7 @@
 #include "ifaces/unique_fd.h"
 #include "tools/control_api.h"
 #include "tools/exec/front.h"
+#include "tools/keep.h"
 #include "tools/log.h"
 #include "tools/unix_listener.h"
 #include "tools/xfrm/service.h"
@@ -31,10 +32,12 @@ class Server : public ControlApi::Others {
  public:
   static constexpr std::size_t kMaxSessions = 256;
 
-  // Listens on `path`; `group` may ask as well. Throws like UnixListener.
+  // Listens on `path`; `group` may ask as well. What is made outlives it in `keep`, `kept` are the
+  // devices of the control socket. Throws like UnixListener.
   Server(const std::filesystem::path& path, dataplane::Dataplane& dataplane,
-         ifaces::Netlink& netlink, DevicePool& devices, const Log& log,
-         std::optional<gid_t> group = {});
+         ifaces::Netlink& netlink, DevicePool& devices, const Log& log, std::optional<gid_t> group,
+         Keep& keep, KeptDevices& kept);
+  ~Server() override;
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
@@ -58,6 +61,7 @@ class Server : public ControlApi::Others {
     std::vector<Datagram> replies;  // those from `sent` on are still to be sent
     std::size_t sent = 0;
     std::optional<Dump> dump;
+    bool keeper = false;  // holds what is to outlive us
   };
   using Sessions = std::list<Session>;
 
@@ -67,6 +71,9 @@ class Server : public ControlApi::Others {
   [[nodiscard]] bool survives(Session& session) noexcept;
   // False: nothing to read. Sets `gone`.
   [[nodiscard]] bool read_one(Session& session, bool& gone);
+  void take_keeper(Session& session, front::Message message, ifaces::UniqueFd memory);
+  void take_back(ifaces::UniqueFd memory);
+  void tell_hold(const std::string& device, int queue);
   void take_message(Session& session, const front::Message& message, ifaces::UniqueFd descriptor);
   [[nodiscard]] int share_port(const ifaces::UniqueFd& socket) noexcept;
   [[nodiscard]] int may_share(const front::Message& message) noexcept;
@@ -80,6 +87,8 @@ class Server : public ControlApi::Others {
   UnixListener listener_;
   ifaces::UniqueFd epoll_;
   Service service_;
+  Keep& keep_;
+  KeptDevices& devices_;
   Sessions sessions_;
   std::vector<std::uint8_t> buffer_;
 };

@@ -185,6 +185,8 @@ void Service::take(std::span<const dataplane::Event> events, Output& output) {
         }
         break;
       case dataplane::EventKind::seq_exhausted:
+        states_.ran_out(event.sa);
+        break;
       case dataplane::EventKind::replay:
       case dataplane::EventKind::integrity:
       case dataplane::EventKind::selector_mismatch:
@@ -201,6 +203,51 @@ void Service::take_due(Clock::time_point now, Output& output) {
     tell_expired(*state, true, output);
     states_.remove(*state);
   }
+  const auto end = states_.next_end();
+  const auto look = states_.look(now);
+  deadline_ = end && look ? std::min(end, look) : end ? end : look;
+}
+
+bool Service::restore_one(const Keep::Record& record, Output& output) {
+  crypto::SecretBytes copy(record.bytes.bytes());  // aligned, and written to
+  const std::span<std::uint8_t> bytes = copy.bytes();
+  auto* const header = reinterpret_cast<nlmsghdr*>(bytes.data());
+  State lost;  // enough of it to be told of
+  try {
+    if (bytes.size() < NLMSG_HDRLEN || header->nlmsg_len != bytes.size()) throw Refused(EINVAL);
+    Request request(header);
+    if (record.kind == Keep::Kind::policy) {
+      Policy policy = read_policy(request);
+      policies_.add(std::move(policy), false);
+      keep_->erase(record.slot);
+      return true;
+    }
+    State state = read_state(request);
+    lost.info = state.info;
+    lost.mark = state.mark;
+    lost.if_id = state.if_id;
+    state.slot = record.slot;
+    states_.restore(std::move(state), record.numbers);
+    return true;
+  } catch (const std::exception&) {
+    keep_->erase(record.slot);
+    const xfrm_usersa_info& info = lost.info;
+    if (info.id.spi != 0 && states_.find(info.id, info.family, lost.mark.v) == nullptr)
+      tell_expired(lost, true, output);
+    return false;
+  }
+}
+
+Service::Restored Service::restore(std::span<const Keep::Record> records, Output& output) {
+  const dataplane::Dataplane::Batch batch(dataplane_);
+  Restored restored;
+  for (const Keep::Kind kind : {Keep::Kind::state, Keep::Kind::policy})
+    for (const Keep::Record& record : records) {
+      if (record.kind != kind) continue;
+      const bool good = restore_one(record, output);
+      ++(!good ? restored.lost : kind == Keep::Kind::state ? restored.states : restored.policies);
+    }
+  return restored;
 }
 
 void Service::tell_expired(const State& state, bool hard, Output& output) noexcept {

@@ -62,6 +62,22 @@ class Service {
         routes_(devices, netlink, log),
         policies_(dataplane, joins_, routes_) {}
 
+  // What it makes outlives it there, and comes back by restore().
+  void set_keep(Keep& keep) noexcept {
+    states_.set_keep(keep);
+    policies_.set_keep(keep);
+    keep_ = &keep;
+  }
+  struct Restored {
+    std::size_t states = 0, policies = 0;
+    std::size_t lost = 0;  // who listens has been told that they have expired
+  };
+  Restored restore(std::span<const Keep::Record> records, Output& output);
+  void put_all() noexcept {
+    states_.put_all();
+    policies_.put_all();
+  }
+
   // Any bytes. What is in it is wiped.
   void handle(const Client& client, std::span<std::uint8_t> datagram, Output& output);
   // The next datagram of a listing.
@@ -76,9 +92,8 @@ class Service {
   // What the data plane tells, and what is due.
   void take(std::span<const dataplane::Event> events, Output& output);
   void take_due(Clock::time_point now, Output& output);
-  [[nodiscard]] std::optional<Clock::time_point> deadline() const noexcept {
-    return states_.next_end();
-  }
+  // When take_due() wants to be called at the latest.
+  [[nodiscard]] std::optional<Clock::time_point> deadline() const noexcept { return deadline_; }
 
  private:
   // Where a request comes from, and where its output goes.
@@ -138,7 +153,11 @@ class Service {
   // Events and notifications: never the failure of what they tell of.
   static void tell(unsigned group, Output& output, const std::function<Reply()>& make) noexcept;
 
+  bool restore_one(const Keep::Record& record, Output& output);
+
   dataplane::Dataplane& dataplane_;
+  Keep* keep_ = nullptr;
+  std::optional<Clock::time_point> deadline_;
   Joins joins_;
   States states_;
   PolicyRoutes routes_;

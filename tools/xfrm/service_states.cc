@@ -48,11 +48,7 @@ xfrm_usersa_id id_of(const State& state) {
 
 Reply Service::describe(const State& state, Reply::To to, std::uint16_t flags,
                         std::uint16_t type) const {
-  const Status status = states_.status(state);
-  Reply reply(type, to, flags);
-  reply.append(info_of(state, status));
-  put_attributes(state, status, reply);
-  return reply;
+  return message_of(state, states_.status(state), type, to, flags);
 }
 
 void Service::notify_state(std::uint16_t type, const State& state, Reply::To to,

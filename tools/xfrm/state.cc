@@ -159,7 +159,7 @@ dataplane::SaSpec spec_of(const State& state, Direction direction) {
   spec.outer_mark = in ? 0 : state.output_mark.v & state.output_mark.m;
   spec.mark = {state.mark.v, state.mark.m};
   spec.if_id = state.if_id;
-  spec.lifetime = to_lifetime(info.lft);
+  spec.lifetime = lifetime_left(state);
   spec.tfc_padding = in ? 0 : state.tfc_padding;
   spec.outer.ecn = (info.flags & XFRM_STATE_NOECN) == 0;
   spec.outer.dscp_inwards = (info.flags & XFRM_STATE_DECAP_DSCP) != 0;
@@ -167,6 +167,29 @@ dataplane::SaSpec spec_of(const State& state, Direction direction) {
   if ((state.extra_flags & XFRM_SA_XFLAG_DONT_ENCAP_DSCP) != 0)
     spec.outer.dscp = dataplane::OuterHeader::Dscp::no;
   return spec;
+}
+
+// What was carried over counts: from a state before it, or a daemon before this one.
+dataplane::Lifetime lifetime_left(const State& state) {
+  const auto left = [](dataplane::Limit limit, std::uint64_t used) {
+    for (std::uint64_t* value : {&limit.soft, &limit.hard})
+      if (*value != 0) *value = *value > used ? *value - used : 1;
+    if (limit.soft >= limit.hard && limit.hard != 0) limit.soft = 0;
+    return limit;
+  };
+  dataplane::Lifetime out = to_lifetime(state.info.lft);
+  out.bytes = left(out.bytes, state.carried.bytes);
+  out.packets = left(out.packets, state.carried.packets);
+  out.seconds = left(out.seconds, static_cast<std::uint64_t>(state.age.count()));
+  return out;
+}
+
+Reply message_of(const State& state, const Status& status, std::uint16_t type, Reply::To to,
+                 std::uint16_t flags) {
+  Reply reply(type, to, flags);
+  reply.append(info_of(state, status));
+  put_attributes(state, status, reply);
+  return reply;
 }
 
 State foreign_state(const dataplane::SaStatus& status) {

@@ -8,6 +8,7 @@
 
 #include "crypto/fingerprint.h"
 #include "dataplane/dataplane.h"
+#include "tools/keep.h"
 #include "tools/xfrm/algorithms.h"
 #include "tools/xfrm/convert.h"
 #include "tools/xfrm/joins.h"
@@ -44,6 +45,9 @@ struct State {
   std::optional<dataplane::SaId> sa;      // none: larval
   Joins::Join* join = nullptr;
   crypto::Fingerprint key_name{};
+  Keep::Slot slot = Keep::kNone;
+  Clock::time_point since;     // when it was added, to this daemon or one before
+  std::chrono::seconds age{};  // that it had when it came to this one
 
   [[nodiscard]] bool larval() const noexcept { return !sa; }
   [[nodiscard]] std::uint32_t spi() const noexcept { return host_order(info.id.spi); }
@@ -68,6 +72,11 @@ using Status = std::optional<dataplane::SaStatus>;
 
 // As the data plane takes it; without the keys.
 [[nodiscard]] dataplane::SaSpec spec_of(const State& state, dataplane::Direction direction);
+// NEWSA and its like.
+[[nodiscard]] Reply message_of(const State& state, const Status& status, std::uint16_t type,
+                               Reply::To to, std::uint16_t flags);
+// The limits that are left of it.
+[[nodiscard]] dataplane::Lifetime lifetime_left(const State& state);
 // An SA that somebody else has made.
 [[nodiscard]] State foreign_state(const dataplane::SaStatus& status);
 

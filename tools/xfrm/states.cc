@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <random>
 #include <system_error>
 #include <utility>
+
+#include "tools/sequence_keeper.h"
 
 namespace espalier::tools::xfrm {
 namespace {
@@ -86,10 +89,12 @@ State& States::insert(State state) {
     if (states_.size() >= kMaxStates) throw Refused(ENOMEM, "too many states");
     state.serial = next_serial_++;
     if (state.added == 0) state.added = wall(Clock::now());
+    if (state.since == Clock::time_point()) state.since = Clock::now();
     made = &states_.emplace(state.serial, std::move(state)).first->second;
     by_id_.emplace(id_of(made->info.id, made->info.family), made->serial);
     if (made->sa) by_sa_.emplace(*made->sa, made->serial);
     if (made->ends) ends_.emplace(*made->ends, made->serial);
+    put(*made);
     return *made;
   } catch (...) {
     if (made != nullptr)
@@ -112,6 +117,8 @@ void States::install(State& state) {
       throw Refused(EEXIST);
     if (direction == Direction::in)
       spec.next_seq = std::max(spec.next_seq, seen_.next(state.key_name));
+    else if (keep_ != nullptr)
+      spec.seq_limit = 0;  // until numbers are reserved
     state.join = &joins_.take(state.info.reqid, state.source(), state.destination());
     try {
       spec.reqid = state.join->number;
@@ -163,7 +170,9 @@ void States::change_in_place(State& old, State state) {
   if (old.encap.has_value() != state.encap.has_value())
     throw Refused(EINVAL, "the encapsulation of a state stays; delete it and make another");
   dataplane::SaUpdate update;
-  update.lifetime = to_lifetime(state.info.lft);
+  state.carried = old.carried;
+  state.age = old.age;
+  update.lifetime = lifetime_left(state);
   const auto status = this->status(old);
   if (!status) throw Refused(ESRCH);
   state.info.id.daddr = old.info.id.daddr;
@@ -179,6 +188,7 @@ void States::change_in_place(State& old, State state) {
   if (state.coaddr) old.coaddr = state.coaddr;
   old.info.sel = state.info.sel;
   old.info.lft = state.info.lft;
+  put(old);
 }
 
 bool States::is_free(const xfrm_id& id, std::uint16_t family) const {
@@ -205,6 +215,7 @@ State& States::allocate_spi(State state, std::uint32_t first, std::uint32_t last
 
 void States::remove(State& state) noexcept {
   const std::uint64_t serial = state.serial;
+  if (keep_ != nullptr) keep_->erase(state.slot);
   if (state.sa) {
     const auto status = this->status(state);
     if (status && status->direction == Direction::in)
@@ -220,6 +231,92 @@ void States::remove(State& state) noexcept {
     if (const auto it = std::find_if(from, to, is_it); it != to) ends_.erase(it);
   }
   states_.erase(serial);
+}
+
+// ------------------------------------------------------------------- what outlives this daemon
+
+// In the slot that it has, or one that is free.
+void States::put(State& state) noexcept {
+  if (keep_ == nullptr || !state.sa) return;
+  Keep::Numbers numbers = keep_->numbers(state.slot);
+  numbers.added_ns =
+      static_cast<std::uint64_t>(std::chrono::nanoseconds(state.since.time_since_epoch()).count());
+  const Keep::Slot before = state.slot;
+  try {
+    Reply message = message_of(state, std::nullopt, XFRM_MSG_NEWSA, {}, 0);
+    message.put(XFRMA_LTIME_VAL, state.carried);
+    state.slot = keep_->put(Keep::Kind::state, message.bytes(), numbers);
+  } catch (const std::bad_alloc&) {
+    state.slot = Keep::kNone;
+  }
+  keep_->erase(before);
+  static_cast<void>(look(state));
+}
+
+void States::put_all() noexcept {
+  for (auto& [serial, state] : states_) {
+    // Its numbers are in the memory before: those of this one follow from where it is.
+    state.slot = Keep::kNone;
+    put(state);
+  }
+}
+
+bool States::look(const State& state) noexcept {
+  const auto progress = dataplane_.progress(*state.sa);
+  if (!progress) return false;
+  Keep::Numbers numbers = keep_->numbers(state.slot);
+  const bool moved = numbers.packets != state.carried.packets + progress->traffic.packets;
+  numbers.packets = state.carried.packets + progress->traffic.packets;
+  numbers.bytes = state.carried.bytes + progress->traffic.bytes;
+  if (progress->direction == Direction::in) {
+    numbers.seen = progress->seq;
+    keep_->set(state.slot, numbers);
+    return moved;
+  }
+  constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
+  // As far ahead as for static keys (tools/sequence_keeper.h).
+  const std::uint64_t step = (state.info.flags & XFRM_STATE_ESN) != 0 ? kReserveEsn : kReserveNoEsn;
+  const bool kept = state.slot != Keep::kNone;
+  if (progress->seq + step / 2 > numbers.limit)
+    numbers.limit = progress->seq > kNever - step ? kNever : progress->seq + step;
+  keep_->set(state.slot, numbers);
+  dataplane_.extend_limit(*state.sa, kept ? numbers.limit : kNever);
+  return moved;
+}
+
+std::optional<States::Clock::time_point> States::look(Clock::time_point now) noexcept {
+  if (keep_ == nullptr || by_sa_.empty()) return std::nullopt;
+  if (now < look_at_) return look_at_;
+  constexpr std::size_t kAtOnce = 4096;
+  auto next = states_.upper_bound(look_after_);
+  for (std::size_t i = 0; i < std::min(kAtOnce, states_.size()); ++i, ++next) {
+    if (next == states_.end()) {
+      next = states_.begin();
+      look_at_ = now + (busy_ ? kBusyLook : kIdleLook);
+      busy_ = false;
+    }
+    look_after_ = next->first;
+    if (next->second.sa) busy_ = look(next->second) || busy_;
+  }
+  look_at_ = std::max(look_at_, now + kBusyLook);
+  return look_at_;
+}
+
+void States::ran_out(SaId sa) noexcept {
+  const State* const state = std::as_const(*this).find(sa);
+  if (keep_ != nullptr && state != nullptr) static_cast<void>(look(*state));
+}
+
+State& States::restore(State state, const Keep::Numbers& numbers) {
+  // Up to there numbers may have been used, or seen.
+  state.oseq = std::max(state.oseq, numbers.limit);
+  state.seq = std::max(state.seq, numbers.seen);
+  state.carried.bytes = std::max<std::uint64_t>(state.carried.bytes, numbers.bytes);
+  state.carried.packets = std::max<std::uint64_t>(state.carried.packets, numbers.packets);
+  state.added = static_cast<std::time_t>(state.info.curlft.add_time);
+  state.since = Clock::time_point(std::chrono::nanoseconds(numbers.added_ns));
+  state.age = std::chrono::floor<std::chrono::seconds>(Clock::now() - state.since);
+  return add(std::move(state));
 }
 
 // --------------------------------------------------------------------------------- larval states

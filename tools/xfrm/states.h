@@ -25,6 +25,9 @@ class States {
 
   States(dataplane::Dataplane& dataplane, ifaces::Netlink& netlink, Joins& joins)
       : dataplane_(dataplane), netlink_(netlink), joins_(joins) {}
+  // States are kept there from now on.
+  void set_keep(Keep& keep) noexcept { keep_ = &keep; }
+
   States(const States&) = delete;
   States& operator=(const States&) = delete;
 
@@ -40,6 +43,13 @@ class States {
   // A larval state with a free SPI between the two; it goes at `ends`.
   State& allocate_spi(State state, std::uint32_t first, std::uint32_t last, Clock::time_point ends);
   void remove(State& state) noexcept;
+  // One that a daemon before us kept: goes on behind its numbers. Like add().
+  State& restore(State state, const Keep::Numbers& numbers);
+  // All of them are put into the memory that is in use now.
+  void put_all() noexcept;
+  // Reserves numbers ahead of the traffic. To be called when it returns, as long as there are any.
+  [[nodiscard]] std::optional<Clock::time_point> look(Clock::time_point now) noexcept;
+  void ran_out(dataplane::SaId sa) noexcept;
 
   [[nodiscard]] std::size_t larval_count() const noexcept { return states_.size() - by_sa_.size(); }
   // The newest of those made before `serial`; null if there is none.
@@ -61,6 +71,9 @@ class States {
   [[nodiscard]] dataplane::Direction direction_of(const State& state);
   [[nodiscard]] bool is_free(const xfrm_id& id, std::uint16_t family) const;
   void change_in_place(State& old, State state);
+  void put(State& state) noexcept;
+  // True: it has moved.
+  bool look(const State& state) noexcept;
 
   dataplane::Dataplane& dataplane_;
   ifaces::Netlink& netlink_;
@@ -70,6 +83,10 @@ class States {
   std::unordered_map<dataplane::SaId, std::uint64_t> by_sa_;
   std::multimap<Clock::time_point, std::uint64_t> ends_;
   std::uint64_t next_serial_ = 1;
+  Keep* keep_ = nullptr;
+  std::uint64_t look_after_ = 0;  // serial
+  bool busy_ = false;             // one has moved since it was looked at before
+  Clock::time_point look_at_;
   // Inbound: what was seen under a key stays seen when the key comes back.
   dataplane::UsedNumbers seen_{dataplane::UsedNumbers::kKeys / 4};
 };

@@ -1,0 +1,22 @@
+#include "tools/exec/front.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <cstring>
+
+namespace espalier::tools::front {
+
+ifaces::UniqueFd dial(const std::filesystem::path& path) noexcept {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string& text = path.native();
+  if (text.size() >= sizeof address.sun_path) return {};
+  std::memcpy(address.sun_path, text.data(), text.size());
+  ifaces::UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!fd || ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    return {};
+  return fd;
+}
+
+}  // namespace espalier::tools::front
