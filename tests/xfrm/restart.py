@@ -161,6 +161,42 @@ def no_number_twice(packets):
     assert len(set(numbers)) == len(numbers), "a sequence number was used twice"
 
 
+def without_device(a, b):
+    """Policies without a mark: ways of our own lead into a device, and stay too."""
+    one, two = "10.20.0.1", "10.20.0.2"
+    forth, back = key(), key()
+    for here, there, spi_out, spi_in, k_out, k_in, own, other in (
+        (a, b, 0x300, 0x400, forth, back, one, two), (b, a, 0x400, 0x300, back, forth, two, one),
+    ):  # fmt: skip
+        h, t = here.address, there.address
+        here.ip(f"addr add {own}/32 dev lo")
+        here.ip(f"xfrm state add src {h} dst {t} proto esp spi {spi_out} reqid 9 mode tunnel"
+                f" aead rfc4106(gcm(aes)) {k_out} 128")  # fmt: skip
+        here.ip(f"xfrm state add src {t} dst {h} proto esp spi {spi_in} reqid 9 mode tunnel"
+                f" aead rfc4106(gcm(aes)) {k_in} 128")  # fmt: skip
+        tmpl = "tmpl src {} dst {} proto esp reqid 9 mode tunnel"
+        here.ip(f"xfrm policy add src {own} dst {other} dir out {tmpl.format(h, t)}")
+        here.ip(f"xfrm policy add src {other} dst {own} dir in {tmpl.format(t, h)}")
+    ping = ("ping", "-c", "1", "-W", "0.2", "-I", one, two)
+    waiting = a.box.start(*a.exec("sleep", "1000"))
+    until(lambda: list(supervisors(a)) and all_hold(a), "it holds the memory")
+    with Capture(a.box, "a0") as wire:
+        for life in range(3):
+            until(lambda: " 0% packet loss" in a.box.run(*ping, check=False), "packets pass")
+            a.stop() if life == 1 else kill(a)
+            a.box.run(*ping, check=False)
+            a.start()
+        until(lambda: " 0% packet loss" in a.box.run(*ping, check=False), "packets pass")
+        for ip in wire.packets():
+            assert ip[12:15] != bytes((10, 20, 0)) or ip[0] >> 4 != 4, ip.hex()
+    a.ip("xfrm policy flush")
+    until(lambda: "espalier0" not in a.box.links(), "the device of no policy is gone")
+    assert "210:" not in a.box.ip("rule") and "211:" not in a.box.ip("rule")
+    waiting.terminate()
+    waiting.wait()
+    print("without a device: good")
+
+
 def gone(a):
     """Without a command that runs nothing is held: the next daemon is empty."""
     until(lambda: not list(supervisors(a)), "the supervisors are gone")
@@ -186,6 +222,7 @@ def main():
             gateway.start()
         tunnel(a, b)
         lives(a, b)
+        without_device(a, b)
         gone(a)
         for gateway in (a, b):
             gateway.stop()

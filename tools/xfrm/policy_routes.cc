@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "dataplane/esp.h"
+#include "ifaces/tun.h"
 #include "tools/compile.h"
 
 namespace espalier::tools::xfrm {
@@ -71,12 +72,14 @@ std::unique_ptr<PolicyRoutes::Way> PolicyRoutes::open(const Selector& selector,
   dataplane::DeviceSpec device;
   device.name = kDefaultDevice;
   device.carrier_follows_sa = false;
+  device.holdable = keep_ != nullptr;
   const bool v6 = selector.destination.address.family == ifaces::Family::v6;
   // What the usual path and the suite that takes most of it leave; the SAs come later.
   const std::size_t mtu =
       dataplane::inner_mtu(crypto::info(crypto::Suite::aes_gcm256), kPath, v6, true);
   way->device_ =
       devices_.lease(device, static_cast<unsigned>(mtu), {}, v6 ? Ipv6Use::unicast : Ipv6Use::none);
+  hold();
 
   // Where the selector has our own outer packets too, those stay outside.
   if (selector.source.contains(local) && selector.destination.contains(remote) && !local.is_any() &&
@@ -114,7 +117,19 @@ std::unique_ptr<PolicyRoutes::Way> PolicyRoutes::open(const Selector& selector,
   return way;
 }
 
+void PolicyRoutes::hold() {
+  const std::string name(kDefaultDevice);
+  if (keep_ == nullptr || keep_->holds().contains(name)) return;
+  try {
+    keep_->hold(name, ifaces::hold_tun(name));
+  } catch (const std::system_error& e) {
+    // One of a conn's, made for itself alone: it goes with us.
+    log_.warning(e.what());
+  }
+}
+
 void PolicyRoutes::close(Way& way) noexcept {
+  if (leaving_) return;
   const auto attempt = [this](const auto& undo) {
     try {
       undo();
@@ -134,6 +149,12 @@ void PolicyRoutes::close(Way& way) noexcept {
     routes_.erase(found);
     attempt([&] { netlink_.remove_route(std::string(kDefaultDevice), to, kTable); });
   }
+  way.device_.release();
+  const std::string name(kDefaultDevice);
+  if (keep_ == nullptr || !routes_.empty()) return;
+  keep_->drop(name);
+  // Whoever holds it lets go a moment later.
+  if (devices_.users(name) == 0) attempt([&] { netlink_.remove_link(name); });
 }
 
 }  // namespace espalier::tools::xfrm

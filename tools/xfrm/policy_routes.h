@@ -14,6 +14,7 @@
 #include "ifaces/netlink.h"
 #include "ifaces/policy_rule.h"
 #include "tools/device_pool.h"
+#include "tools/keep.h"
 #include "tools/xfrm/convert.h"
 
 namespace espalier::tools::xfrm {
@@ -24,6 +25,11 @@ class PolicyRoutes {
       : devices_(devices), netlink_(netlink), log_(log) {}
   PolicyRoutes(const PolicyRoutes&) = delete;
   PolicyRoutes& operator=(const PolicyRoutes&) = delete;
+
+  // The device of the ways outlives us from now on, with those who hold it.
+  void set_keep(Keep& keep) noexcept { keep_ = &keep; }
+  // What is there stays when this goes: somebody holds the device for the next daemon.
+  void leave() noexcept { leaving_ = true; }
 
   // The way of one policy; it is there while this lives.
   class Way {
@@ -50,10 +56,13 @@ class PolicyRoutes {
  private:
   void add(Way& way, const ifaces::PolicyRule& rule);
   void close(Way& way) noexcept;
+  void hold();
 
   DevicePool& devices_;
   ifaces::Netlink& netlink_;
   const Log& log_;
+  Keep* keep_ = nullptr;
+  bool leaving_ = false;
   ifaces::PolicyRules policy_rules_;
   // And how many ways want it.
   std::map<ifaces::PolicyRule, unsigned> rules_;

@@ -47,6 +47,8 @@ Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplan
 
 Server::~Server() {
   keep_.listen({});
+  if (std::any_of(sessions_.begin(), sessions_.end(), [](const Session& s) { return s.keeper; }))
+    service_.leave();
 }
 
 void Server::serve() {

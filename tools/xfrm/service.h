@@ -66,8 +66,11 @@ class Service {
   void set_keep(Keep& keep) noexcept {
     states_.set_keep(keep);
     policies_.set_keep(keep);
+    routes_.set_keep(keep);
     keep_ = &keep;
   }
+  // The next daemon finds the ways of policies as they are.
+  void leave() noexcept { routes_.leave(); }
   struct Restored {
     std::size_t states = 0, policies = 0;
     std::size_t lost = 0;  // who listens has been told that they have expired
