@@ -87,7 +87,7 @@ State& Service::state_named(const Call& call, const xfrm_usersa_id& id) {
   for (const auto direction : {dataplane::Direction::in, dataplane::Direction::out}) {
     const auto other =
         dataplane_.find_sa(direction, dataplane::Spi{host_order(id.spi)}, destination);
-    if (other && id.proto == IPPROTO_ESP)
+    if (other && id.proto == IPPROTO_ESP && !owns(*other))
       throw Refused(EPERM, "the SA belongs to the configuration or the control socket");
   }
   throw Refused(ESRCH);
@@ -117,6 +117,11 @@ void Service::allocate_spi(const Call& call) {
   state.info.id = body.info.id;
   state.info.saddr = body.info.saddr;
   state.info.family = state.info.sel.family = body.info.family;
+  state.info.sel.saddr = body.info.saddr;
+  state.info.sel.daddr = body.info.id.daddr;
+  constexpr std::uint8_t kBits4 = 32, kBits6 = 128;
+  state.info.sel.prefixlen_s = state.info.sel.prefixlen_d =
+      body.info.family == AF_INET ? kBits4 : kBits6;
   state.info.mode = body.info.mode;
   state.info.reqid = body.info.reqid;
   state.info.seq = body.info.seq;
