@@ -111,15 +111,39 @@ void Outbound::tell(const Item& item, IcmpReason reason, std::size_t mtu) noexce
 
 // It does not go on in any form; its sender is told (RFC 4301 §7.4).
 void Outbound::refuse(const Item& item, Drop reason, const Policy* trap) noexcept {
+  const bool asks = reason == Drop::no_sa && trap != nullptr && trap->spec.trap;
+  if (asks) {
+    reporter_.acquire(*trap, *item.device, item.key, item.plan.count);
+    if (hold(item)) return;
+  }
   counters_.drop(reason, item.plan.count);
   bump(item.device->counters[worker_].tx_no_sa, item.plan.count);  // whatever the reason (vti_xmit)
-  if (reason == Drop::no_sa && trap != nullptr && trap->spec.trap) {
-    // An SA is on its way: an answer would end the connection that asks for it.
-    reporter_.acquire(*trap, *item.device, item.key, item.plan.count);
-    return;
-  }
+  // An SA is on its way: an answer would end the connection that asks for it.
+  if (asks) return;
   if (reason == Drop::loop) return bump(item.device->counters[worker_].tx_loops, item.plan.count);
   tell(item, reason == Drop::policy_discard ? IcmpReason::prohibited : IcmpReason::unreachable);
+}
+
+bool Outbound::hold(const Item& item) noexcept {
+  constexpr std::size_t kHeader = sizeof(ifaces::VnetHdr);
+  return held_.hold(item.device->id, item.device->ports[worker_], item.key,
+                    static_cast<std::uint32_t>(item.plan.count),
+                    {item.packet.data() - kHeader, item.packet.size() + kHeader}, now_ns_);
+}
+
+void Outbound::retry(HeldPackets::Held& held, Device* device) noexcept {
+  if (held.leaving || device == nullptr || device->id != held.device) return held_.release(held);
+  if (held.until_ns < now_ns_) {
+    counters_.drop(Drop::no_sa, held.packets);
+    bump(device->counters[worker_].tx_no_sa, held.packets);
+    return held_.release(held);
+  }
+  const Found found = resolve(*device, device->policies.find(held.key));
+  const bool still_asks = found.sa == nullptr && found.policy != nullptr && found.policy->spec.trap;
+  if (still_asks && found.reason == Drop::no_sa) return;
+  // Its bytes stay until the turn ends.
+  held.leaving = true;
+  add(*device, held.bytes.data(), held.length);
 }
 
 void Outbound::run_batch() noexcept {

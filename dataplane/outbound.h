@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "dataplane/device.h"
+#include "dataplane/held_packets.h"
 #include "dataplane/icmp_sender.h"
 #include "dataplane/mss.h"
 #include "dataplane/reporter.h"
@@ -28,6 +29,15 @@ class Outbound {
     now_ns_ = now_ns;
     reporter_.begin_turn(now_ns);
     icmp_.begin_turn(now_ns);
+  }
+  // Once a turn, first of all: packets that have waited for an SA go on, or wait no more.
+  // `device_of`: of a port, as it is now; null if there is none.
+  template <class DeviceOf>
+  void retry(const DeviceOf& device_of) noexcept {
+    if (held_.empty()) [[likely]]
+      return;
+    for (HeldPackets::Held& held : held_.slots())
+      if (held.length != 0) retry(held, device_of(held.port));
   }
   // The turn is over: everything added is sealed and queued.
   void end_turn() noexcept;
@@ -63,6 +73,8 @@ class Outbound {
   // Why `packets` of the SA may not leave; the SA counts them, and it is told.
   [[nodiscard]] Drop stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noexcept;
   void tell(const Item& item, IcmpReason reason, std::size_t mtu = 0) noexcept;
+  [[nodiscard]] bool hold(const Item& item) noexcept;
+  void retry(HeldPackets::Held& held, Device* device) noexcept;
 
   void encap(std::span<Item> items) noexcept;
   // What of the inner packets of one SA passes, in bytes.
@@ -94,6 +106,7 @@ class Outbound {
   Reporter reporter_;
   Transmitter transmitter_;
   IcmpSender icmp_;
+  HeldPackets held_;
   std::int64_t now_ns_ = 0;
   std::size_t count_ = 0;
   std::array<Item, kBatch> items_;

@@ -60,6 +60,7 @@ bool applies(const Policy& policy, const Device& device) {
 
 // xfrm_state_find: the mark of an outbound SA is held against that of the policy.
 bool fits(const OutboundSa& sa, const Policy& policy) {
+  if (policy.spec.spi != Spi{} && policy.spec.spi != sa.spi) return false;
   return sa.mark.matches(policy.spec.mark.value & policy.spec.mark.mask) &&
          sa.if_id == policy.spec.if_id;
 }

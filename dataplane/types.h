@@ -76,6 +76,7 @@ struct PolicySpec {
   PolicyAction action = PolicyAction::protect;
   std::uint32_t reqid = 0;
   std::uint32_t if_id = 0;
+  Spi spi{};          // out: this SA of the reqid and no other; 0: the newest
   bool trap = false;  // out: a packet without an SA is an `acquire` event (an IKE daemon waits)
   std::string name;   // of the conn, for listings
 };

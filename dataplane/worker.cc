@@ -143,6 +143,7 @@ void Worker::loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound) 
     const std::int64_t now_ns = coarse_now_ns();
     outbound.begin_turn(now_ns);
     inbound.begin_turn(now_ns);
+    outbound.retry([this](ifaces::Port port) { return owners_[port].device; });
     if (inbound.worth_prefetching()) [[unlikely]]
       prefetch(received, inbound);
     for (const ifaces::Received& r : received) {

@@ -64,6 +64,7 @@ constexpr bpf_insn move(unsigned to, int value) {
   return op(BPF_ALU64 | BPF_MOV | BPF_K, to, 0, 0, value);
 }
 constexpr bpf_insn add(unsigned to, int value) {
+  // NOLINTNEXTLINE(misc-redundant-expression): several of the codes are 0
   return op(BPF_ALU64 | BPF_ADD | BPF_K, to, 0, 0, value);
 }
 constexpr bpf_insn load_word(unsigned to, unsigned from, int offset) {
@@ -120,6 +121,7 @@ UniqueFd make_program(const UniqueFd& map, unsigned workers) {
       op(BPF_ST | BPF_W | BPF_MEM, 10, 0, kIndex, kIke),
       // Choose.
       move(1, kContext),
+      // NOLINTNEXTLINE(misc-redundant-expression): several of the codes are 0
       op(BPF_LD | BPF_DW | BPF_IMM, 2, BPF_PSEUDO_MAP_FD, 0, map.get()),
       op(0, 0, 0, 0, 0),
       move(3, 10U),

@@ -49,21 +49,29 @@ def device(host, here, there, subnets):
         host.namespace.ip(f"{'-6 ' if ':' in subnet else ''}route add {subnet} dev vti42")
 
 
-def pair(lab, tunnels, encap="no", more="", child=""):
+def pair(lab, tunnels, encap="no", more="", child="", wildcard=False, only_v4=False):
+    """`wildcard`: devices for any address of the left gateway. `only_v4`: inside."""
     a, b = Host(lab, lab.gw_a), Host(lab, lab.gw_b)
-    device(a, lab.left, lab.right, sites.RIGHT_SUBNETS)
-    device(b, lab.right, lab.left, sites.LEFT_SUBNETS)
+    any_address = "0.0.0.0"
+    left, right = sites.LEFT_SUBNETS, sites.RIGHT_SUBNETS
+    if only_v4:
+        left, right = (subnets.split(",")[0] for subnets in (left, right))
+    device(a, any_address if wildcard else lab.left, lab.right, right)
+    device(b, lab.right, any_address if wildcard else lab.left, left)
     ignore = "install_routes = no\n  interfaces_ignore = vti42"
-    left = tunnels.add(Charon(a, connection(lab.left, lab.right, "left", "right", encap, more, child), ignore))
-    right = tunnels.add(Charon(b, connection(lab.right, lab.left, "right", "left", encap, more, child), ignore))
+    left = tunnels.add(Charon(a, connection("%any" if wildcard else lab.left, lab.right, "left", "right", encap, more, child), ignore))
+    right = tunnels.add(Charon(b, connection(lab.right, "%any" if wildcard else lab.left, "right", "left", encap, more, child), ignore))
     return left, right
 
 
-def up(lab):
+def up_at(gateway):
     """The kernel starts a device's queue when it comes to it; until then the device loses packets."""
+    until(lambda: re.search("LOWER_UP.* state (UP|UNKNOWN)", gateway.ip("link show vti42")), "vti42 up")
+
+
+def up(lab):
     for gateway in (lab.gw_a, lab.gw_b):
-        until(lambda at=gateway: re.search("LOWER_UP.* state (UP|UNKNOWN)", at.ip("link show vti42")),
-              "vti42 up")
+        up_at(gateway)
 
 
 def main():

@@ -162,6 +162,8 @@ void Policies::install(Policy& policy) {
                                to_address(t.id.daddr, t.family), t.mode == XFRM_MODE_TUNNEL);
     spec.reqid = policy.join->number;
     spec.trap = spec.direction == Direction::out;
+    // strongSwan makes the next SA before its peer has it, and changes over by the policy.
+    if (spec.trap) spec.spi = dataplane::Spi{host_order(t.id.spi)};
   }
   try {
     policy.id = dataplane_.add_policy(spec);

@@ -7,6 +7,7 @@ import sys
 from lab.namespace import Namespace, exit_on_signals, require_root
 
 from .libreswan import Libreswan
+from .strongswan import Strongswan
 
 BEHIND_NAT = "10.77.0.2/24"
 LOG_SHOWN = 60  # lines of each program, when a test fails
@@ -38,6 +39,9 @@ class Picture:
 
     def libreswan(self, name, packages=()):
         return self.add(Libreswan(name, self.options.programs, packages))
+
+    def strongswan(self, name):
+        return self.add(Strongswan(name, self.options.programs))
 
     @staticmethod
     def wire(one, device, address, other, other_device, other_address):

@@ -292,8 +292,29 @@ TEST_F(SaLife, L5AcquireTellsTheFlow) {
   EXPECT_EQ(event.flow.protocol, 253);
   sites->send(10);
   EXPECT_EQ(sites->arrived_by_now(), 0U);
-  EXPECT_EQ(TwoSites::drops(sites->a, Drop::no_sa), 50U);
-  EXPECT_TRUE(sites->a.take_events().empty());  // one a second
+  EXPECT_EQ(TwoSites::drops(sites->a, Drop::no_sa), 49U);  // the first one waits
+  EXPECT_TRUE(sites->a.take_events().empty());             // one a second
+}
+
+TEST_F(SaLife, L5TheFirstPacketWaitsForItsSa) {
+  PolicySpec trap = TwoSites::policy(Direction::out, 1);
+  trap.trap = true;
+  trap.priority = 0;
+  sites->a.remove_policy(sites->policy_a);
+  const PolicyId id = sites->a.add_policy(trap);
+  sites->send(3);
+  EXPECT_EQ(TwoSites::event(sites->a, EventKind::acquire).policy, id);
+  EXPECT_EQ(sites->arrived_by_now(), 0U);
+  add(0x100, 1);
+  {
+    // As an IKE daemon does: the policy once more.
+    const Dataplane::Batch batch(sites->a);
+    static_cast<void>(sites->a.add_policy(trap));
+    sites->a.remove_policy(id);
+  }
+  EXPECT_EQ(sites->arrived(1), 1U);
+  EXPECT_EQ(sites->arrived_by_now(), 0U);
+  EXPECT_EQ(TwoSites::drops(sites->a, Drop::no_sa), 2U);
 }
 
 // Auditable events (RFC 4303 §3.4.2–4), from what anybody can send.

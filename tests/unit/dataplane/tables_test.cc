@@ -329,5 +329,22 @@ TEST_F(TablesTest, ADeviceServesWhileItHasAnSaOrATrap) {
   EXPECT_FALSE(tables_.serves(d));
 }
 
+// An IKE daemon has the next SA before its peer has, and changes over by the policy.
+TEST_F(TablesTest, APolicyThatNamesAnSpiWaitsForIt) {
+  Device& d = device("vti01", 5, {});
+  PolicySpec spec = policy(Direction::out, {5, 0xffffffff});
+  spec.spi = Spi{0x100};
+  const PolicyId first = add(spec);
+  const OutboundSa& now = out(0x100);
+  const OutboundSa& next = out(0x200);
+  EXPECT_EQ(sent_by(d), &now);
+  spec.spi = Spi{0x200};
+  add(spec);
+  static_cast<void>(tables_.remove(first));
+  EXPECT_EQ(sent_by(d), &next);
+  static_cast<void>(tables_.remove_outbound(next.id));
+  EXPECT_EQ(sent_by(d), nullptr);
+}
+
 }  // namespace
 }  // namespace espalier::dataplane
