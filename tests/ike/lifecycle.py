@@ -103,12 +103,15 @@ def nat_changes(options):
 def moves(options):
     """MOBIKE: the left gateway gets another address; the tunnel goes on with the same keys."""
     with sites.Sites(options) as lab, Tunnels() as tunnels:
+        for gateway in (lab.gw_a, lab.gw_b):  # else it moves there
+            gateway.ip("-6 address flush dev eth0")
         left, right = strongswan.pair(lab, tunnels, encap(options), wildcard=True)
         left.initiate("net")
         strongswan.up(lab)
         traffic.ping(lab.pc_a, sites.PC_B["v4"])
         spis = set(re.findall(r"spi (0x\w+)", left.host.ip("xfrm state")))
         mark = right.mark()
+        lab.gw_a.sysctl("net/ipv4/conf/eth0/promote_secondaries", 1)
         lab.gw_a.ip(f"address add {MOVED}/24 dev eth0")
         lab.gw_a.ip(f"address del {lab.left}/24 dev eth0")
         right.wait_line("parsed INFORMATIONAL request .*UPD_SA_ADDR", since=mark)
