@@ -205,6 +205,19 @@ struct Netlink::State {
     return r;
   }
 
+  Route barrier(const std::string& operation, Family family, std::uint32_t table) {
+    Route r = must(Route(rtnl_route_alloc()));
+    const Prefix anywhere{IpAddress::any(family), 0};
+    rtnl_route_set_family(r.get(), static_cast<std::uint8_t>(af(family)));
+    check(operation, anywhere.str(), rtnl_route_set_dst(r.get(), to_nl(anywhere).get()));
+    rtnl_route_set_table(r.get(), table);
+    rtnl_route_set_protocol(r.get(), RTPROT_STATIC);
+    rtnl_route_set_type(r.get(), RTN_BLACKHOLE);
+    rtnl_route_set_scope(r.get(), RT_SCOPE_UNIVERSE);
+    rtnl_route_set_priority(r.get(), std::numeric_limits<std::uint32_t>::max());
+    return r;
+  }
+
   // Is there a route of ours (static, this device) to exactly this prefix?
   bool has_route(const Prefix& to, int device, std::uint32_t table) {
     nl_cache* dump = nullptr;
@@ -341,6 +354,19 @@ void Netlink::add_route(const std::string& device, const Prefix& to, const IpAdd
 void Netlink::remove_route(const std::string& device, const Prefix& to, std::uint32_t table) {
   const Route r = state_->route("remove route", device, to, table == 0 ? RT_TABLE_MAIN : table);
   state_->check("remove route", to.str() + " dev " + device,
+                rtnl_route_delete(state_->socket.get(), r.get(), 0));
+}
+
+void Netlink::add_barrier(Family family, std::uint32_t table) {
+  const Route r = state_->barrier("add barrier", family, table);
+  const int error = rtnl_route_add(state_->socket.get(), r.get(), NLM_F_EXCL);
+  if (error < 0 && state_->kernel_errno == EEXIST) return;
+  state_->check("add barrier", "table " + std::to_string(table), error);
+}
+
+void Netlink::remove_barrier(Family family, std::uint32_t table) {
+  const Route r = state_->barrier("remove barrier", family, table);
+  state_->check("remove barrier", "table " + std::to_string(table),
                 rtnl_route_delete(state_->socket.get(), r.get(), 0));
 }
 

@@ -98,7 +98,12 @@ std::unique_ptr<PolicyRoutes::Way> PolicyRoutes::open(const Selector& selector,
     }
   }
 
-  // The route first: from the rule on packets are led to it.
+  const ifaces::Family family = selector.destination.address.family;
+  const auto [barrier, first] = barriers_.try_emplace(family, 0U);
+  ++barrier->second;
+  way->behind_barrier_ = family;
+  if (first) netlink_.add_barrier(family, kTable);
+  // The route before the rule: from that on packets are led to it.
   const Prefix& to = selector.destination;
   const auto [route, added] = routes_.try_emplace(to, 0U);
   way->routes_.push_back(to);
@@ -148,6 +153,11 @@ void PolicyRoutes::close(Way& way) noexcept {
     if (--found->second > 0) continue;
     routes_.erase(found);
     attempt([&] { netlink_.remove_route(std::string(kDefaultDevice), to, kTable); });
+  }
+  const auto barrier = barriers_.find(way.behind_barrier_);
+  if (barrier != barriers_.end() && --barrier->second == 0) {
+    barriers_.erase(barrier);
+    attempt([&] { netlink_.remove_barrier(way.behind_barrier_, kTable); });
   }
   way.device_.release();
   const std::string name(kDefaultDevice);

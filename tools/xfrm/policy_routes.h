@@ -2,6 +2,8 @@
 // of our devices first. One that has a device's mark or if_id is led there by the owner's routes;
 // for the policies that have neither, and so no device, the ways are made here: rules (ip-rule(8))
 // with the policy's selector, to a table that leads into the default device.
+// If the device goes because this process is killed, a barrier in the table stays: nothing leaves
+// in clear.
 //
 // Thread safety: the control thread.
 #pragma once
@@ -45,6 +47,7 @@ class PolicyRoutes {
     DeviceLease device_;
     std::vector<ifaces::PolicyRule> rules_;
     std::vector<ifaces::Prefix> routes_;
+    ifaces::Family behind_barrier_ = ifaces::Family::none;
   };
 
   // For packets of `selector` that leave between `local` and `remote` (which may be unknown): those
@@ -67,6 +70,7 @@ class PolicyRoutes {
   // And how many ways want it.
   std::map<ifaces::PolicyRule, unsigned> rules_;
   std::map<ifaces::Prefix, unsigned> routes_;
+  std::map<ifaces::Family, unsigned> barriers_;
 };
 
 }  // namespace espalier::tools::xfrm

@@ -95,6 +95,13 @@ def main():
         traffic.ping(pc_a, PC_B)
         only_esp(underlay.packets(), "10.1.0.0/16")
 
+        # espalierd dies: what the policy protects is lost, not sent in clear.
+        gw_a.daemon.kill()
+        gw_a.daemon.wait()
+        assert "0 received" in pc_a.run(*f"ping -c 3 -i 0.05 -W 0.3 {PC_B}".split(), check=False)
+        gw_a.run(*f"ping -c 3 -i 0.05 -W 0.3 {PC_B}".split(), check=False)
+        assert only_esp(underlay.packets(), "10.1.0.0/16") == 0
+
 
 if __name__ == "__main__":
     main()
