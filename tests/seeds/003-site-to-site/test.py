@@ -62,6 +62,7 @@ def main():
             lab.nat(gw_a, picture.BEHIND_NAT, gw_b, f"{RIGHT}/24", f"{LEFT}/24")
         else:
             lab.wire(gw_a, "eth0", f"{LEFT}/24", gw_b, "eth0", f"{RIGHT}/24")
+            gw_a.ip(f"route add default via {RIGHT}")  # where clear text would go
         pc_a = lab.network(gw_a, "eth1", "10.1.3.1/24")
         pc_b = lab.network(gw_b, "eth1", "10.1.4.1/24")
         internet = lab.network(gw_a, "eth2", "203.0.113.1/24")
