@@ -511,6 +511,13 @@ std::size_t Dataplane::sa_count() const noexcept {
   return state_->tables.sa_count();
 }
 
+std::optional<Explanation> Dataplane::explain(const std::string& device,
+                                              std::span<const std::uint8_t> packet) const {
+  const Device* const found = state_->tables.device(device);
+  if (found == nullptr) return std::nullopt;
+  return dataplane::explain(*found, packet, coarse_now_ns());
+}
+
 std::optional<SaStatus> Dataplane::sa(SaId id) const {
   if (const OutboundSa* out = state_->tables.outbound(id)) return status_of(*out);
   if (InboundSa* in = state_->tables.inbound(id)) return status_of(*in);

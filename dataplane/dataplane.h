@@ -18,6 +18,7 @@
 #include "crypto/registry.h"
 #include "dataplane/drop.h"
 #include "dataplane/event.h"
+#include "dataplane/explain.h"
 #include "dataplane/types.h"
 #include "ifaces/tun.h"
 
@@ -116,6 +117,9 @@ class Dataplane {
   void update_sa(SaId id, const SaUpdate& update);
   [[nodiscard]] std::optional<SaId> find_sa(Direction direction, Spi spi,
                                             const ifaces::IpAddress& destination) const;
+  // What would happen to a packet that is routed to `device`. Empty: it is none of ours.
+  [[nodiscard]] std::optional<Explanation> explain(const std::string& device,
+                                                   std::span<const std::uint8_t> packet) const;
   // Sends `count` dummy packets (RFC 4303 §2.6, next header 59) of `length` payload bytes under an
   // outbound SA.
   void send_dummies(SaId id, unsigned count, unsigned length);

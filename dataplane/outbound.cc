@@ -20,6 +20,8 @@ bool is_outer(const InnerKey& key, const OutboundSa& sa) noexcept {
   return key.protocol == IPPROTO_UDP && key.has_ports && key.source_port == sa.socket->local.port;
 }
 
+constexpr std::size_t kMinMtu4 = 68;          // RFC 791 §3.2
+constexpr std::size_t kMinMtu6 = 1280;        // RFC 8200 §5
 constexpr std::size_t kScratchBytes = 65536;  // more than any IP packet
 
 // How many of the packets still pass under the SA's hard limits.
@@ -104,6 +106,15 @@ Outbound::Found Outbound::resolve(const Device& device, const Policy* policy) no
   return {nullptr, Drop::policy_discard, policy};
 }
 
+Outbound::Found Outbound::choose(const Device& device, const Policy* policy,
+                                 const InnerKey& key) noexcept {
+  const Found found = resolve(device, policy);
+  if (found.sa != nullptr && same(key.source, found.sa->socket->local_words) &&
+      is_outer(key, *found.sa)) [[unlikely]]
+    return {nullptr, Drop::loop, nullptr};
+  return found;
+}
+
 void Outbound::tell(const Item& item, IcmpReason reason, std::size_t mtu) noexcept {
   icmp_.answer(item.device->counters[worker_], item.packet, reason, segment_length(item.plan, 0),
                static_cast<std::uint32_t>(mtu));
@@ -152,12 +163,7 @@ void Outbound::run_batch() noexcept {
   Found found{};
   for (std::size_t i = 0; i < count_; ++i) {
     Item& item = items_[i];
-    if (!item.as_before) {
-      found = resolve(*item.device, item.policy);
-      if (found.sa != nullptr && same(item.key.source, found.sa->socket->local_words) &&
-          is_outer(item.key, *found.sa)) [[unlikely]]
-        found = {nullptr, Drop::loop, nullptr};
-    }
+    if (!item.as_before) found = choose(*item.device, item.policy, item.key);
     if (found.sa == nullptr) [[unlikely]] {
       refuse(item, found.reason, found.policy);
       continue;
@@ -186,10 +192,11 @@ Drop Outbound::stop(OutboundSa& sa, std::uint64_t packets, bool by_lifetime) noe
   return Drop::seq_exhausted;
 }
 
-Outbound::Room Outbound::room_of(const OutboundSa& sa, const ifaces::Endpoint& to) const noexcept {
+Outbound::Room Outbound::room_of(const OutboundSa& sa, const ifaces::Endpoint& to,
+                                 std::int64_t now_ns) noexcept {
   const crypto::SuiteInfo& suite = crypto::info(sa.suite);
   constexpr std::size_t kMaxPacket = 65535;
-  const std::uint32_t path = sa.peer->path().get(now_ns_);
+  const std::uint32_t path = sa.peer->path().get(now_ns);
   Room room{inner_mtu(suite, kMaxPacket, false, true), kMaxPacket, 0, {}};
   if (path == 0 && sa.tfc_padding == 0 && sa.mss_clamp == 0) [[likely]]
     return room;
@@ -216,7 +223,7 @@ void Outbound::encap(std::span<Item> items) noexcept {
     return;
   }
   transmitter_.select(sa, to);
-  const Room room = room_of(sa, to);
+  const Room room = room_of(sa, to, now_ns_);
   std::size_t first = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (segment_length(items[i].plan, 0) <= room.longest) [[likely]]
@@ -299,20 +306,27 @@ void Outbound::send(OutboundSa& sa, std::span<const Item> items, const Room& roo
     reporter_.judge(sa, *limits);
 }
 
+Outbound::Fit Outbound::fit(std::size_t length, bool ipv6, bool df, const Room& room) noexcept {
+  if (length <= room.longest) return Fit::whole;
+  if (!ipv6) return df || room.longest < kMinMtu4 ? Fit::not_at_all : Fit::in_fragments;
+  // Nobody sends IPv6 in smaller pieces: where the path takes less, the outer packet is fragmented
+  // (RFC 2473 §7.2).
+  return length <= kMinMtu6 ? Fit::whole : Fit::not_at_all;
+}
+
 // An inner packet that the path does not carry: its sender is told, or it is cut (RFC 4301 §8).
 void Outbound::too_long(OutboundSa& sa, const Item& item, const Room& room) noexcept {
-  constexpr std::size_t kMinMtu4 = 68;    // RFC 791 §3.2
-  constexpr std::size_t kMinMtu6 = 1280;  // RFC 8200 §5
   const std::size_t length = segment_length(item.plan, 0);
-  if (!item.key.ipv6 && (item.packet[6] & 0x40) == 0 && room.longest >= kMinMtu4)
-    return send_fragments(sa, item, room);
-  std::size_t mtu = room.longest;
-  if (item.key.ipv6 && mtu < kMinMtu6) {
-    // Nobody sends IPv6 in smaller pieces: where the path takes less, the outer packet is
-    // fragmented (RFC 2473 §7.2).
-    mtu = kMinMtu6;
-    if (length <= kMinMtu6) return send(sa, {&item, 1}, room);
+  const bool df = !item.key.ipv6 && (item.packet[6] & 0x40) != 0;
+  switch (fit(length, item.key.ipv6, df, room)) {
+    case Fit::whole:
+      return send(sa, {&item, 1}, room);
+    case Fit::in_fragments:
+      return send_fragments(sa, item, room);
+    case Fit::not_at_all:
+      break;
   }
+  const std::size_t mtu = item.key.ipv6 ? std::max(room.longest, kMinMtu6) : room.longest;
   counters_.drop(Drop::too_big, item.plan.count);
   tell(item, IcmpReason::too_big, mtu);
 }

@@ -45,6 +45,30 @@ class Outbound {
   [[nodiscard]] IcmpSender& icmp() noexcept { return icmp_; }
   [[nodiscard]] Transmitter& transmitter() noexcept { return transmitter_; }
 
+  // The rules by which packets go, also for who only wants to know (explain.h).
+
+  // Where a packet goes, or why it does not.
+  struct Found {
+    OutboundSa* sa;
+    Drop reason;
+    const Policy* policy;
+  };
+  // `policy`: what the device's policies have for `key`.
+  [[nodiscard]] static Found choose(const Device& device, const Policy* policy,
+                                    const InnerKey& key) noexcept;
+  // What of the inner packets of one SA passes, in bytes.
+  struct Room {
+    std::size_t longest;       // longer: see fit()
+    std::size_t unfragmented;  // longer: without DF, and alone, as the kernel is to fragment it
+    std::size_t tfc;           // shorter: padded to this
+    MssLimit mss;
+  };
+  [[nodiscard]] static Room room_of(const OutboundSa& sa, const ifaces::Endpoint& to,
+                                    std::int64_t now_ns) noexcept;
+  enum class Fit : std::uint8_t { whole, in_fragments, not_at_all };
+  // `df`: the inner packet may not be fragmented.
+  [[nodiscard]] static Fit fit(std::size_t length, bool ipv6, bool df, const Room& room) noexcept;
+
  private:
   // Reads looked up together, so that the cache misses of their lookups overlap.
   static constexpr std::size_t kBatch = 64;
@@ -59,13 +83,6 @@ class Outbound {
     bool as_before;  // device and flow are those of the item before; otherwise it is a head
   };
 
-  // Where a packet goes, or why it does not.
-  struct Found {
-    OutboundSa* sa;
-    Drop reason;
-    const Policy* policy;
-  };
-
   void run_batch() noexcept;
   void find_policies() noexcept;
   [[nodiscard]] static Found resolve(const Device& device, const Policy* policy) noexcept;
@@ -77,14 +94,6 @@ class Outbound {
   void retry(HeldPackets::Held& held, Device* device) noexcept;
 
   void encap(std::span<Item> items) noexcept;
-  // What of the inner packets of one SA passes, in bytes.
-  struct Room {
-    std::size_t longest;       // longer: too_long()
-    std::size_t unfragmented;  // longer: without DF, and alone, as the kernel is to fragment it
-    std::size_t tfc;           // shorter: padded to this
-    MssLimit mss;
-  };
-  [[nodiscard]] Room room_of(const OutboundSa& sa, const ifaces::Endpoint& to) const noexcept;
   // Of the SA that encap() has chosen.
   void send(OutboundSa& sa, std::span<const Item> items, const Room& room) noexcept;
   void too_long(OutboundSa& sa, const Item& item, const Room& room) noexcept;

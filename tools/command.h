@@ -55,6 +55,8 @@ enum class Prints : std::uint8_t { nothing, data };
 int run_keygen(const std::vector<std::string>& words);   // cmd_keygen.cc
 int run_check(const std::vector<std::string>& words);    // cmd_check.cc
 int run_status(const std::vector<std::string>& words);   // cmd_status.cc
+int run_top(const std::vector<std::string>& words);      // cmd_top.cc
+int run_explain(const std::vector<std::string>& words);  // cmd_explain.cc
 int run_doctor(const std::vector<std::string>& words);   // cmd_doctor.cc
 int run_exec(const std::vector<std::string>& words);     // cmd_exec.cc
 int run_sa(const std::vector<std::string>& words);       // cmd_sa.cc

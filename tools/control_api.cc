@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "tools/config_values.h"
+#include "tools/packet_json.h"
 #include "tools/status.h"
 
 namespace espalier::tools {
@@ -59,6 +60,7 @@ ControlApi::ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, D
     : server_(server),
       dataplane_(dataplane),
       devices_(devices),
+      netlink_(netlink),
       installed_(dataplane, devices, netlink) {
   for (const char* const op :
        {"sa-add", "sa-update", "sa-delete", "policy-add", "policy-delete", "vti-add", "vti-delete"})
@@ -73,6 +75,7 @@ ControlApi::ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, D
   });
   server.on("policy-list", [this](const json& r) { return policy_list(r); });
   server.on("vti-list", [this](const json& r) { return vti_list(r); });
+  server.on("explain", [this](const json& r) { return explain(r); });
   server.on("flush", [this](const json& r) { return flush(r); });
   server.on_session("ike-socket", [this](const ControlRequest& r) { return ike_socket(r); });
   server.on_session("subscribe", [](const ControlRequest& r) {
@@ -215,6 +218,41 @@ json ControlApi::vti_list(const json& request) const {
   for (const dataplane::DeviceStatus& device : dataplane_.devices())
     list.push_back(vti_json(device, devices_, installed_.owns(device.name)));
   return {{"vtis", std::move(list)}};
+}
+
+json ControlApi::explain(const json& request) {
+  Fields fields(request);
+  const auto asked = fields.text("device");
+  const std::vector<std::uint8_t> packet = parse_packet(fields);
+  fields.done();
+  const std::string device = asked ? *asked : netlink_.route_device(destination_of(packet));
+  json reply = {{"device", device}, {"routed", !asked}};
+  const auto found = dataplane_.explain(device, packet);
+  if (!found) {
+    reply["drop"] = "not-ours";
+    reply["why"] = "the device is none of ours: it would leave there as it is";
+    return reply;
+  }
+  for (const dataplane::DeviceStatus& status : dataplane_.devices())
+    if (status.name == device) reply["mark"] = status.okey;
+  if (found->policy) {
+    const std::uint32_t before = static_cast<std::uint32_t>(*found->policy) - 1;
+    for (const auto& policy : dataplane_.policies(dataplane::PolicyId{before}, 1))
+      reply["policy"] = policy_json(policy);
+  }
+  if (found->sa)
+    if (const auto sa = dataplane_.sa(*found->sa))
+      reply["sa"] = listed(*sa, Clock::now());
+  if (found->inner_mtu != 0) reply["mtu"] = found->inner_mtu;
+  if (found->drop) {
+    const dataplane::DropInfo& drop = dataplane::kDropInfo[static_cast<std::size_t>(*found->drop)];
+    reply["drop"] = drop.name;
+    reply["why"] = drop.text;
+    return reply;
+  }
+  reply["pieces"] = found->pieces;
+  reply["outer_length"] = found->outer_length;
+  return reply;
 }
 
 json ControlApi::flush(const json& request) {

@@ -67,6 +67,7 @@ class ControlApi {
   [[nodiscard]] nlohmann::json sa_list(const nlohmann::json& request) const;
   [[nodiscard]] nlohmann::json policy_list(const nlohmann::json& request) const;
   [[nodiscard]] nlohmann::json vti_list(const nlohmann::json& request) const;
+  [[nodiscard]] nlohmann::json explain(const nlohmann::json& request);
   nlohmann::json flush(const nlohmann::json& request);
 
   ControlServer& server_;
@@ -75,6 +76,7 @@ class ControlApi {
   [[nodiscard]] nlohmann::json listed(const dataplane::SaStatus& sa,
                                       std::chrono::steady_clock::time_point now) const;
 
+  ifaces::Netlink& netlink_;
   Installed installed_;
   const Others* xfrm_ = nullptr;
   // Operations of all batches that are not complete.

@@ -246,16 +246,6 @@ Ports parse_ports(const std::string& text) {
   return {static_cast<std::uint16_t>(*first), static_cast<std::uint16_t>(*last)};
 }
 
-std::uint8_t parse_protocol(const std::string& text) {
-  const auto known = std::find_if(kProtocols.begin(), kProtocols.end(),
-                                  [&](const Protocol& p) { return p.name == text; });
-  if (known != kProtocols.end()) return known->number;
-  const auto number = to_number64(text);
-  if (number && *number <= 255) return static_cast<std::uint8_t>(*number);
-  throw std::invalid_argument(in_quotes(text) +
-                              " is none; write tcp, udp, icmp, icmpv6 or a number up to 255");
-}
-
 std::string protocol_text(std::uint8_t number) {
   const auto known = std::find_if(kProtocols.begin(), kProtocols.end(),
                                   [&](const Protocol& p) { return p.number == number; });
@@ -272,10 +262,6 @@ json ports_json(std::uint16_t first, std::uint16_t last) {
   return std::to_string(first) + "-" + std::to_string(last);
 }
 
-// Protocols whose header has something where XFRM looks for ports.
-bool has_ports(std::uint8_t protocol) {
-  return protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136;
-}
 bool is_icmp(std::uint8_t protocol) {
   return protocol == 1 || protocol == 58;
 }
@@ -327,6 +313,20 @@ std::string end_text(const ifaces::Endpoint& end) {
 }
 
 }  // namespace
+
+std::uint8_t parse_protocol(const std::string& text) {
+  const auto known = std::find_if(kProtocols.begin(), kProtocols.end(),
+                                  [&](const Protocol& p) { return p.name == text; });
+  if (known != kProtocols.end()) return known->number;
+  const auto number = to_number64(text);
+  if (number && *number <= 255) return static_cast<std::uint8_t>(*number);
+  throw std::invalid_argument(in_quotes(text) +
+                              " is none; write tcp, udp, icmp, icmpv6 or a number up to 255");
+}
+
+bool has_ports(std::uint8_t protocol) {
+  return protocol == 6 || protocol == 17 || protocol == 132 || protocol == 33 || protocol == 136;
+}
 
 std::string_view name(Direction direction) {
   return direction == Direction::in ? "in" : "out";

@@ -34,6 +34,11 @@ struct VtiSpec {
 };
 [[nodiscard]] VtiSpec parse_vti(Fields& fields);
 
+// A name or a number; throws std::invalid_argument.
+[[nodiscard]] std::uint8_t parse_protocol(const std::string& text);
+// Has its header something where XFRM looks for ports?
+[[nodiscard]] bool has_ports(std::uint8_t protocol);
+
 [[nodiscard]] std::string_view name(dataplane::Direction direction);
 [[nodiscard]] std::string_view name(dataplane::Encapsulation encapsulation);
 [[nodiscard]] std::string hex(dataplane::Spi spi);

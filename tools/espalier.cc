@@ -17,6 +17,8 @@ constexpr std::array kCommands = {
             espalier::tools::run_check},
     Command{"status", "what the running daemon does", espalier::tools::run_status},
     Command{"monitor", "events of the running daemon as they come", espalier::tools::run_monitor},
+    Command{"top", "rates of devices and SAs, live", espalier::tools::run_top},
+    Command{"explain", "what would happen to a packet", espalier::tools::run_explain},
     Command{"conn", "bring a conn up or take it down", espalier::tools::run_conn},
     Command{"sa", "add, change and list SAs, as ip xfrm state", espalier::tools::run_sa},
     Command{"policy", "add and list policies, as ip xfrm policy", espalier::tools::run_policy},

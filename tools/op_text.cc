@@ -109,6 +109,31 @@ std::string sa_lines(const json& sa) {
   return drops.empty() ? out : out + "\tdropped: " + drops + "\n";
 }
 
+std::string explain_text(const json& reply) {
+  const auto member = [&reply](const char* name) -> const json& {
+    static const json kNone = json::object();
+    const auto found = reply.find(name);
+    return found != reply.end() && found->is_object() ? *found : kNone;
+  };
+  std::string out = "device   " + text_of(reply, "device") + pair(reply, "mark", "mark", "0") +
+                    (is_true(reply, "routed") ? ", by the kernel's routes\n" : "\n");
+  if (const json& policy = member("policy"); !policy.empty())
+    out += "policy   " + text_of(policy, "action") + " src " + text_of(policy, "source") + " dst " +
+           text_of(policy, "destination") + pair(policy, "protocol", "proto", "any") +
+           pair(policy, "reqid", "reqid", "0") + pair(policy, "name", "name") +
+           pair(policy, "id", "id") + "\n";
+  if (const json& sa = member("sa"); !sa.empty())
+    out += "SA       " + text_of(sa, "spi") + " " + text_of(sa, "suite") + ", " +
+           text_of(sa, "encapsulation") + " " + text_of(sa, "local") + " -> " +
+           text_of(sa, "peer") + pair(sa, "seq", "number") + "\n";
+  if (text_of(reply, "drop").empty()) {
+    const std::string pieces = text_of(reply, "pieces");
+    return out + "leaves   as " + (pieces == "1" ? "one packet" : pieces + " packets") + " of " +
+           (pieces == "1" ? "" : "up to ") + text_of(reply, "outer_length") + " bytes\n";
+  }
+  return out + "dropped  " + text_of(reply, "drop") + ": " + text_of(reply, "why") + "\n";
+}
+
 std::string policy_lines(const json& policy) {
   std::string out = "src " + text_of(policy, "source") + " dst " + text_of(policy, "destination") +
                     pair(policy, "protocol", "proto", "any") + ports_text(policy) + "\n";

@@ -11,6 +11,7 @@ namespace espalier::tools {
 [[nodiscard]] std::string policy_lines(const nlohmann::json& policy);  // as ip xfrm policy
 [[nodiscard]] std::string vti_line(const nlohmann::json& vti);         // as ip tunnel show
 [[nodiscard]] std::string vti_counters(const nlohmann::json& vti);     // as ip -s tunnel show
+[[nodiscard]] std::string explain_text(const nlohmann::json& reply);   // of "explain"
 [[nodiscard]] std::string event_line(const nlohmann::json& event);
 
 }  // namespace espalier::tools

@@ -314,6 +314,19 @@ constexpr std::array kVtiWords = {
 constexpr std::array<std::array<std::string_view, 2>, 5> kVtiVerbs = {
     {{"add", "add"}, {"delete", "delete"}, {"del", "delete"}, {"show", "list"}, {"list", "list"}}};
 
+constexpr std::array kExplainWords = {
+    Word{"src", "source"},
+    Word{"dst", "destination"},
+    Word{"proto", "protocol"},
+    Word{"sport", "source_port"},
+    Word{"dport", "destination_port"},
+    Word{"type", "icmp_type"},
+    Word{"code", "icmp_code"},
+    Word{"length", "length"},
+    Word{"df", "df", Takes::yes_no},
+    Word{"dev", "device"},
+};
+
 }  // namespace
 
 json sa_operation(std::span<const std::string> all, WordSource source,
@@ -371,6 +384,16 @@ json vti_operation(std::span<const std::string> all) {
     } else {
       unknown(word, "vti", kVtiWords, {"address", "mode"});
     }
+  }
+  return op;
+}
+
+json explain_operation(std::span<const std::string> all) {
+  Words words(all);
+  json op = {{"op", "explain"}};
+  while (words.more()) {
+    const std::string word = words.next();
+    if (!read_plain(kExplainWords, word, words, op)) unknown(word, "explain", kExplainWords, {});
   }
   return op;
 }

@@ -20,6 +20,8 @@ enum class WordSource : std::uint8_t { command_line, file };
                                           std::vector<crypto::SecretBytes>& keys);
 [[nodiscard]] nlohmann::json policy_operation(std::span<const std::string> words);
 [[nodiscard]] nlohmann::json vti_operation(std::span<const std::string> words);
+// `words`: behind `espalier explain`.
+[[nodiscard]] nlohmann::json explain_operation(std::span<const std::string> words);
 
 // The text of a key in a file, or in what comes over standard input ("-"), without the white space
 // around it. Throws std::runtime_error.

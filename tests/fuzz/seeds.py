@@ -190,6 +190,8 @@ def operations():
     yield '"op":"vti-add","name":"fuzz0","okey":1,"ikey":2,"local":"192.0.2.1","mtu":1400'
     yield ('"op":"batch","ops":[{"op":"sa-add",' + sa + key + '},{"op":"sa-update","spi":4097,'
            '"destination":"192.0.2.2","peer_port":4501},{' + policy + "}]")
+    yield ('"op":"explain","source":"10.0.0.1","destination":"10.1.0.1","protocol":"tcp",'
+           '"destination_port":443,"length":1400,"device":"fuzz0"')
     yield '"op":"batch","more":true,"ops":[{' + policy + "}]"
 
 

@@ -168,5 +168,19 @@ TEST(RequestKeys, AKeyIsHexOrBase64OfTheRightLength) {
     EXPECT_THROW(decoded(text), std::invalid_argument) << text;
 }
 
+TEST(ExplainWords, APacket) {
+  const std::vector<std::string> words = {"src",   "10.1.3.2", "dst", "10.1.4.2", "proto", "tcp",
+                                          "dport", "443",      "df",  "no",       "dev",   "vti01"};
+  EXPECT_EQ(explain_operation(words), (nlohmann::json{{"op", "explain"},
+                                                      {"source", "10.1.3.2"},
+                                                      {"destination", "10.1.4.2"},
+                                                      {"protocol", "tcp"},
+                                                      {"destination_port", "443"},
+                                                      {"df", false},
+                                                      {"device", "vti01"}}));
+  EXPECT_THROW(static_cast<void>(explain_operation(std::vector<std::string>{"from", "10.1.3.2"})),
+               UsageError);
+}
+
 }  // namespace
 }  // namespace espalier::tools
