@@ -241,8 +241,7 @@ json ControlApi::explain(const json& request) {
       reply["policy"] = policy_json(policy);
   }
   if (found->sa)
-    if (const auto sa = dataplane_.sa(*found->sa))
-      reply["sa"] = listed(*sa, Clock::now());
+    if (const auto sa = dataplane_.sa(*found->sa)) reply["sa"] = listed(*sa, Clock::now());
   if (found->inner_mtu != 0) reply["mtu"] = found->inner_mtu;
   if (found->drop) {
     const dataplane::DropInfo& drop = dataplane::kDropInfo[static_cast<std::size_t>(*found->drop)];
