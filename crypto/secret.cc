@@ -8,9 +8,8 @@
 #include <new>
 #include <stdexcept>
 
-#include "crypto/page_arena.h"
-
 #include "crypto/openssl_memory.h"
+#include "crypto/page_arena.h"
 
 namespace espalier::crypto {
 namespace {
