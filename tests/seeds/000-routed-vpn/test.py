@@ -77,7 +77,7 @@ def firewall(west, east):
     listener = west.listen(WEST_NET, 6666)
 
     def reaches():
-        with east.socket(timeout=0.5) as client:
+        with east.socket(timeout=2) as client:
             return client.connect_ex((WEST_NET, 6666)) == 0
 
     assert reaches()

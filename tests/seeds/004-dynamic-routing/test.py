@@ -28,7 +28,7 @@ BEHIND_NAT = "10.77.0.2"
 CONN = "tunnel1"
 SECRETS = "".join(f'{left} {right} : PSK "not-a-secret"\n' for left, right in OUTER.values())
 RIP_ROUTERS = bytes((224, 0, 0, 9))
-SOON = 15  # seconds; RIP puts up to five before what it tells unasked
+SOON = 30  # seconds; RIP puts up to five before what it tells unasked
 
 
 def configure(host, side, options):

@@ -39,7 +39,7 @@ class Log:
                 self.lines.append(line.rstrip("\n"))
                 self.changed.notify_all()
 
-    def wait(self, pattern, since=0, timeout=20):
+    def wait(self, pattern, since=0, timeout=60):
         """The first match from line `since` on."""
         search = re.compile(pattern).search
         found = []

@@ -59,7 +59,7 @@ class Libreswan(Host):
     def whack(self, *words, check=True):
         return self.run("ipsec", "whack", *words, check=check)
 
-    def wait_tunnel(self, conn, since=0, timeout=20):
+    def wait_tunnel(self, conn, since=0, timeout=60):
         self.log.wait(rf'"{conn}"(\[\d+\] \S+)? #\d+: .*(established Child SA|IPsec SA established)', since,
                       timeout)  # fmt: skip
 
