@@ -114,9 +114,12 @@ void Supervisor::run() {
     if (count < 0 && errno != EINTR) return;
     if (count <= 0) continue;
     if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) return;
-    if (keeper_.fd() >= 0 && fds[1].revents != 0) keeper_.serve();
+    if (keeper_.fd() >= 0 && fds[1].revents != 0) {
+      keeper_.serve();
+      if (keeper_.fd() < 0) natt_.lose_daemon();
+    }
     // Before a request can reach a daemon that knows nothing yet.
-    if (keeper_.fd() < 0 && is_keeper()) keeper_.connect();
+    if (keeper_.fd() < 0 && is_keeper()) static_cast<void>(give_back());
     serve_relays(std::span(fds).subspan(2));
     if ((fds[0].revents & POLLIN) != 0) serve_call();
   }
@@ -126,15 +129,18 @@ bool Supervisor::is_keeper() const noexcept {
   return std::chrono::steady_clock::now() >= keep_from_;
 }
 
+// Ports first: the states that come back send from them.
+bool Supervisor::give_back() {
+  if (natt_.waits()) natt_.look_for_daemon();
+  return keeper_.connect() && !natt_.waits();
+}
+
 int Supervisor::look_for_daemon() {
   if (!is_keeper()) {
     const auto left = keep_from_ - std::chrono::steady_clock::now();
     return static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(left).count());
   }
-  bool away = !keeper_.connect();
-  // After what the daemon before had has come back.
-  if (!away && natt_.waits()) natt_.look_for_daemon();
-  away = away || natt_.waits();
+  bool away = !give_back();
   // Who listens for events must be told when there are some again.
   for (const auto& [cookie, relay] : relays_)
     if (relay->daemon_fd() < 0 && relay->state().groups != 0 && !away) away = !relay->connect();

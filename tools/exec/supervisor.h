@@ -69,6 +69,8 @@ class Supervisor {
   // Milliseconds until the daemon is to be looked for again; -1: it is there.
   [[nodiscard]] int look_for_daemon();
   [[nodiscard]] bool is_keeper() const noexcept;
+  // False: it is not there.
+  [[nodiscard]] bool give_back();
 
   ifaces::UniqueFd listener_;
   std::filesystem::path control_, xfrm_;
