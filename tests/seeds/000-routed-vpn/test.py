@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from hosts import picture  # noqa: E402
-from hosts.checks import only_esp  # noqa: E402
+from hosts.checks import only_esp, settle  # noqa: E402
 from hosts.document import Document  # noqa: E402
 from hosts.flow import Flow  # noqa: E402
 from lab import traffic  # noqa: E402
@@ -156,6 +156,8 @@ def main():
         west.wait_tunnel(CONN)
         for host in (west, east):
             host.ip("route add 10.0.0.0/8 dev vti01")  # as in the document
+        settle(west, EAST_NET)
+        underlay.packets()
         cleartext_inside_only(west, underlay)
         firewall(west, east)
         rekey(west, east)

@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from hosts import picture  # noqa: E402
-from hosts.checks import only_esp  # noqa: E402
+from hosts.checks import only_esp, settle  # noqa: E402
 from hosts.document import Document  # noqa: E402
 from hosts.flow import Flow  # noqa: E402
 from lab import traffic  # noqa: E402
@@ -57,6 +57,7 @@ def main():
         underlay, device = Capture(hub, "eth0"), Capture(hub, "vti01")
         pc, far = inside[hub], {"west": "10.6.0.2", "east": "10.9.0.2"}
         for address in far.values():
+            settle(pc, address)
             traffic.ping(pc, address)
         seen = {ip[16:20] for ip in device.packets()}
         assert {bytes((10, 6, 0, 2)), bytes((10, 9, 0, 2))} <= seen, seen

@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from hosts import picture  # noqa: E402
-from hosts.checks import only_esp  # noqa: E402
+from hosts.checks import only_esp, settle  # noqa: E402
 from hosts.document import Document  # noqa: E402
 from hosts.libreswan import IKEV1  # noqa: E402
 from lab import traffic  # noqa: E402
@@ -77,7 +77,7 @@ def main():
         listed = gw_a.run(*gw_a.exec("ip", "xfrm", "state"))
         assert "auth-trunc hmac(sha1)" in listed and "enc cbc(aes)" in listed, "another suite"
 
-        traffic.ping(pc_a, PC_B)
+        settle(pc_a, PC_B)
         assert sources(at_b, PC_B) == {PC_A}
         traffic.ping(pc_b, PC_A, size=1200)
         traffic.tcp(pc_a, pc_b, PC_B, 300_000)

@@ -2,7 +2,15 @@
 
 import ipaddress
 
+from lab.wait import until
 from lab.wire import esp_packet
+
+
+def settle(host, address):
+    """Waits until a second of echo requests is answered. Where both ends start a tunnel there may be two,
+    and libreswan loses packets while the second one takes over."""
+    words = f"ping -c 20 -i 0.05 -W 1 {address}".split()
+    until(lambda: "20 received" in host.run(*words, check=False), f"{address} answers", timeout=30)
 
 
 def only_esp(packets, *networks):
