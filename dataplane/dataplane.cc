@@ -55,7 +55,7 @@ struct Dataplane::State {
   void settle();  // now
 
   void set_carriers(bool lower);
-  [[nodiscard]] std::uint64_t first_number(const OutboundSa& sa, std::uint64_t asked);
+  [[nodiscard]] std::uint64_t first_number(const SaSpec& spec);
   [[nodiscard]] SaCommon& known(SaId id) const;
   [[nodiscard]] OutboundSa& known_outbound(SaId id) const;
   SaId add_outbound(const SaSpec& spec, OuterSocket& socket);
@@ -63,6 +63,7 @@ struct Dataplane::State {
   void set_lifetime(SaCommon& sa, const Lifetime& lifetime, std::uint64_t margin_packets);
   [[nodiscard]] bool holds(const ExpiryQueue::Due& due) const;
   void take_due(std::vector<Event>& events);
+  void take_untold(std::vector<Event>& events) const;
 
   const crypto::Registry& registry;
   const bool udp_gso;
@@ -254,7 +255,7 @@ SaId Dataplane::State::add_outbound(const SaSpec& spec, OuterSocket& socket) {
   sa->outer = OuterRule(spec.outer);
   sa->tfc_padding = spec.tfc_padding;
   if (spec.tfc_padding == kTfcToMtu || spec.mss_clamp == kMssToPath) paths.ask(*sa);
-  sa->next_seq.store(first_number(*sa, spec.next_seq));
+  sa->next_seq.store(first_number(spec));
   sa->seq_limit.store(std::min(spec.seq_limit, last_seq(*sa)));
   set_lifetime(*sa, spec.lifetime, margin_packets(*sa));
   const SaId id = sa->id;
@@ -264,8 +265,7 @@ SaId Dataplane::State::add_outbound(const SaSpec& spec, OuterSocket& socket) {
 }
 
 SaId Dataplane::State::add_inbound(const SaSpec& spec, OuterSocket& socket) {
-  const std::uint64_t top = std::max<std::uint64_t>(spec.next_seq, 1) - 1;
-  auto sa = std::make_unique<InboundSa>(spec.window_bits, top);
+  auto sa = std::make_unique<InboundSa>(spec.window_bits, first_number(spec) - 1);
   fill(*sa, SaId{next_id++}, spec, registry, tables, workers.size());
   sa->socket = &socket;
   sa->set_local(spec.local.address);
@@ -303,10 +303,12 @@ void Dataplane::remove_sa(SaId id) {
 
 // ------------------------------------------------------------------------------ the life of an SA
 
-// Where an outbound SA may start: never where its key has been before.
-std::uint64_t Dataplane::State::first_number(const OutboundSa& sa, std::uint64_t asked) {
-  if (old_keys.contains(sa.key_name)) settle();
-  return std::max(asked, used_numbers.next(sa.key_name));
+// Where an SA may start: never where its key has been before, in either direction. Inbound, what
+// was seen under a key stays seen.
+std::uint64_t Dataplane::State::first_number(const SaSpec& spec) {
+  const crypto::Fingerprint key = crypto::fingerprint(spec.keymat.bytes());
+  if (old_keys.contains(key)) settle();
+  return std::max({std::uint64_t{1}, spec.next_seq, used_numbers.next(key)});
 }
 
 SaCommon& Dataplane::State::known(SaId id) const {
@@ -405,11 +407,29 @@ void Dataplane::State::take_due(std::vector<Event>& events) {
   }
 }
 
+// What found no room in a queue: rare enough to look at every SA for it.
+void Dataplane::State::take_untold(std::vector<Event>& events) const {
+  const auto now = std::chrono::steady_clock::now();
+  const auto take = [&](SaCommon& sa, Direction direction) {
+    const std::uint8_t untold = sa.life.take_untold();
+    for (const auto& [what, kind] : {std::pair{LifeState::kMoved, EventKind::mapping_changed},
+                                     {LifeState::kSoft, EventKind::soft_expire},
+                                     {LifeState::kHard, EventKind::hard_expire}}) {
+      if ((untold & what) == 0) continue;
+      events.push_back(sa_event(kind, sa, direction));
+      events.back().when = now;
+    }
+  };
+  for (OutboundSa* sa : tables.all_outbound()) take(*sa, Direction::out);
+  for (InboundSa* sa : tables.all_inbound()) take(*sa, Direction::in);
+}
+
 std::vector<Event> Dataplane::take_events() {
   State& s = *state_;
   eventfd_t rings = 0;
   ::eventfd_read(s.event_fd.get(), &rings);
   std::vector<Event> events;
+  bool left = false;
   for (const auto& worker : s.workers) {
     EventQueue& queue = worker->events();
     queue.answer();
@@ -418,7 +438,9 @@ std::vector<Event> Dataplane::take_events() {
     for (std::uint32_t i = 0; i < EventQueue::kSlots && queue.take(event); ++i)
       events.push_back(event);
     if (!queue.empty()) ::eventfd_write(s.event_fd.get(), 1);
+    left = queue.take_left() || left;
   }
+  if (left) s.take_untold(events);
   if (s.paths.take_reports(events)) ::eventfd_write(s.event_fd.get(), 1);
   s.paths.ask_refused();
   s.take_due(events);

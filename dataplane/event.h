@@ -20,12 +20,11 @@ enum class EventKind : std::uint8_t {
   integrity,
   selector_mismatch,
   no_spi,
-  path_mtu,     // `path_mtu` to the peer of the SA is known now
-  device_gone,  // somebody deleted the TUN
+  path_mtu,  // `path_mtu` to the peer of the SA is known now
 };
-inline constexpr std::array<std::string_view, 11> kEventNames = {
-    "acquire",   "soft-expire",       "hard-expire", "seq-exhausted", "mapping",    "replay",
-    "integrity", "selector-mismatch", "no-spi",      "path-mtu",      "device-gone"};
+inline constexpr std::array<std::string_view, 10> kEventNames = {
+    "acquire", "soft-expire", "hard-expire",       "seq-exhausted", "mapping",
+    "replay",  "integrity",   "selector-mismatch", "no-spi",        "path-mtu"};
 
 // The inner packet that caused it, where there is one.
 struct Flow {

@@ -1,5 +1,6 @@
-// From one worker to the control thread: events, in a ring of fixed size. What does not fit is
-// counted and lost: an event never holds up a packet.
+// From one worker to the control thread: events, in a ring of fixed size: an event never holds up a
+// packet. Of what does not fit, what happens once in the life of an SA is left with the SA, and the
+// rest counted and lost.
 //
 // The worker posts while it handles packets and calls ring() once a turn; only that may make a
 // system call, and only if the reader has seen everything of before.
@@ -48,13 +49,20 @@ class EventQueue {
 
   // The worker.
   void post(const Event& event) noexcept {
+    if (!try_post(event)) lost_.fetch_add(1, std::memory_order_relaxed);
+  }
+  // False: there is no room.
+  [[nodiscard]] bool try_post(const Event& event) noexcept {
     const std::uint32_t tail = tail_.load(std::memory_order_relaxed);
-    if (tail - head_.load(std::memory_order_acquire) == kSlots) {
-      lost_.fetch_add(1, std::memory_order_relaxed);
-      return;
-    }
+    if (tail - head_.load(std::memory_order_acquire) == kSlots) return false;
     ring_[tail % kSlots] = event;
     tail_.store(tail + 1, std::memory_order_release);
+    posted_ = true;
+    return true;
+  }
+  // An SA has something that is untold (LifeState).
+  void leave() noexcept {
+    left_.store(true, std::memory_order_release);
     posted_ = true;
   }
   // There is something else to look at.
@@ -79,6 +87,11 @@ class EventQueue {
     return head_.load(std::memory_order_relaxed) == tail_.load(std::memory_order_acquire);
   }
 
+  // Has something been left since this was asked last? To be called behind the take()s.
+  [[nodiscard]] bool take_left() noexcept {
+    return left_.load(std::memory_order_relaxed) &&
+           left_.exchange(false, std::memory_order_acquire);
+  }
   [[nodiscard]] std::uint64_t lost() const noexcept {
     return lost_.load(std::memory_order_relaxed);
   }
@@ -90,7 +103,7 @@ class EventQueue {
   alignas(64) std::atomic<std::uint32_t> tail_{0};
   std::atomic<std::uint64_t> lost_{0};
   alignas(64) std::atomic<std::uint32_t> head_{0};
-  std::atomic<bool> rung_{false};
+  std::atomic<bool> rung_{false}, left_{false};
 };
 
 }  // namespace espalier::dataplane

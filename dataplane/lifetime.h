@@ -56,15 +56,24 @@ struct Limits {
   mutable std::atomic<bool> soft_told_{false};
 };
 
-// How far an SA is in its life.
+// How far an SA is in its life, and which of its events found no room in a worker's queue: the
+// control thread looks for those by itself (EventQueue::leave).
 class LifeState {
  public:
+  static constexpr std::uint8_t kSoft = 1, kHard = 2, kMoved = 4;
+
   [[nodiscard]] bool expired() const noexcept { return expired_.load(); }
   // True for the first caller.
   [[nodiscard]] bool set_expired() noexcept { return !expired_.exchange(true); }
 
+  void set_untold(std::uint8_t what) noexcept { untold_.fetch_or(what); }
+  [[nodiscard]] std::uint8_t take_untold() noexcept {
+    return untold_.load(std::memory_order_relaxed) == 0 ? std::uint8_t{0} : untold_.exchange(0);
+  }
+
  private:
   std::atomic<bool> expired_{false};
+  std::atomic<std::uint8_t> untold_{0};
 };
 
 }  // namespace espalier::dataplane

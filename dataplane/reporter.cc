@@ -128,7 +128,13 @@ void Reporter::mapping_changed(InboundSa& sa, const ifaces::Endpoint& before,
   e.count = count;
   e.old_peer = before;
   e.peer = now;
-  queue_.post(e);
+  tell(sa, e, LifeState::kMoved);
+}
+
+void Reporter::tell(SaCommon& sa, const Event& event, std::uint8_t what) noexcept {
+  if (queue_.try_post(event)) return;
+  sa.life.set_untold(what);
+  queue_.leave();
 }
 
 template <class Sa>
@@ -136,9 +142,9 @@ void Reporter::judge(Sa& sa, const Limits& limits, Direction direction) noexcept
   const std::uint64_t packets = sa.counters.packets.load(std::memory_order_relaxed);
   const std::uint64_t bytes = sa.counters.bytes.load(std::memory_order_relaxed);
   if (!limits.admits(packets, bytes)) {
-    if (expire(sa)) queue_.post(event(EventKind::hard_expire, sa, direction));
+    if (expire(sa)) tell(sa, event(EventKind::hard_expire, sa, direction), LifeState::kHard);
   } else if (limits.soft_reached(packets, bytes) && limits.set_soft()) {
-    queue_.post(event(EventKind::soft_expire, sa, direction));
+    tell(sa, event(EventKind::soft_expire, sa, direction), LifeState::kSoft);
   }
 }
 

@@ -38,6 +38,8 @@ class Reporter {
   [[nodiscard]] Event event(EventKind kind, const SaCommon& sa, Direction direction) const noexcept;
   template <class Sa>
   void judge(Sa& sa, const Limits& limits, Direction direction) noexcept;
+  // What is told once; `what` of LifeState.
+  void tell(SaCommon& sa, const Event& event, std::uint8_t what) noexcept;
 
   EventQueue& queue_;
   EventLimiter no_spi_;

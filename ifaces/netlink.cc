@@ -188,33 +188,36 @@ struct Netlink::State {
     return a;
   }
 
-  Route route(const std::string& operation, const std::string& device, const Prefix& to,
-              std::uint32_t table) {
+  // Without a next hop.
+  Route route_to(const std::string& operation, const Prefix& to, std::uint32_t table) {
     Route r = must(Route(rtnl_route_alloc()));
     const NlAddress destination = to_nl(to.network());
     rtnl_route_set_family(r.get(), static_cast<std::uint8_t>(af(to.address.family)));
     check(operation, to.str(), rtnl_route_set_dst(r.get(), destination.get()));
     rtnl_route_set_table(r.get(), table);
     rtnl_route_set_protocol(r.get(), RTPROT_STATIC);
+    return r;
+  }
+
+  Route unreachable(const std::string& operation, const Prefix& to, std::uint32_t table) {
+    // Metrics are compared within one prefix: any other route to it comes first.
+    constexpr std::uint32_t kLastMetric = 0xffffffff;
+    Route r = route_to(operation, to, table == 0 ? RT_TABLE_MAIN : table);
+    check(operation, to.str(), rtnl_route_set_type(r.get(), RTN_UNREACHABLE));
+    rtnl_route_set_scope(r.get(), RT_SCOPE_UNIVERSE);
+    rtnl_route_set_priority(r.get(), kLastMetric);
+    return r;
+  }
+
+  Route route(const std::string& operation, const std::string& device, const Prefix& to,
+              std::uint32_t table) {
+    Route r = route_to(operation, to, table);
     rtnl_route_set_type(r.get(), RTN_UNICAST);
     rtnl_route_set_scope(r.get(),
                          to.address.family == Family::v4 ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE);
     rtnl_nexthop* hop = must(rtnl_route_nh_alloc());
     rtnl_route_nh_set_ifindex(hop, index(operation, device));
     rtnl_route_add_nexthop(r.get(), hop);  // owns it
-    return r;
-  }
-
-  Route barrier(const std::string& operation, Family family, std::uint32_t table) {
-    Route r = must(Route(rtnl_route_alloc()));
-    const Prefix anywhere{IpAddress::any(family), 0};
-    rtnl_route_set_family(r.get(), static_cast<std::uint8_t>(af(family)));
-    check(operation, anywhere.str(), rtnl_route_set_dst(r.get(), to_nl(anywhere).get()));
-    rtnl_route_set_table(r.get(), table);
-    rtnl_route_set_protocol(r.get(), RTPROT_STATIC);
-    rtnl_route_set_type(r.get(), RTN_BLACKHOLE);
-    rtnl_route_set_scope(r.get(), RT_SCOPE_UNIVERSE);
-    rtnl_route_set_priority(r.get(), std::numeric_limits<std::uint32_t>::max());
     return r;
   }
 
@@ -357,16 +360,16 @@ void Netlink::remove_route(const std::string& device, const Prefix& to, std::uin
                 rtnl_route_delete(state_->socket.get(), r.get(), 0));
 }
 
-void Netlink::add_barrier(Family family, std::uint32_t table) {
-  const Route r = state_->barrier("add barrier", family, table);
+void Netlink::add_unreachable(const Prefix& to, std::uint32_t table) {
+  const Route r = state_->unreachable("add unreachable route", to, table);
   const int error = rtnl_route_add(state_->socket.get(), r.get(), NLM_F_EXCL);
-  if (error < 0 && state_->kernel_errno == EEXIST) return;
-  state_->check("add barrier", "table " + std::to_string(table), error);
+  if (error < 0 && state_->kernel_errno == EEXIST) return;  // a crash has left it
+  state_->check("add unreachable route", to.str(), error);
 }
 
-void Netlink::remove_barrier(Family family, std::uint32_t table) {
-  const Route r = state_->barrier("remove barrier", family, table);
-  state_->check("remove barrier", "table " + std::to_string(table),
+void Netlink::remove_unreachable(const Prefix& to, std::uint32_t table) {
+  const Route r = state_->unreachable("remove unreachable route", to, table);
+  state_->check("remove unreachable route", to.str(),
                 rtnl_route_delete(state_->socket.get(), r.get(), 0));
 }
 

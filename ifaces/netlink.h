@@ -35,10 +35,10 @@ class Netlink {
   void add_route(const std::string& device, const Prefix& to, const IpAddress& source = {},
                  std::uint32_t table = 0);
   void remove_route(const std::string& device, const Prefix& to, std::uint32_t table = 0);
-  // A route for what `table` has no other route for: such packets are lost, and the rules that
-  // follow are not asked. One that is there already is taken over.
-  void add_barrier(Family family, std::uint32_t table);
-  void remove_barrier(Family family, std::uint32_t table);
+  // What is left of a prefix when every other route to it is gone: ICMP unreachable. One that is
+  // there already is ours.
+  void add_unreachable(const Prefix& to, std::uint32_t table = 0);
+  void remove_unreachable(const Prefix& to, std::uint32_t table = 0);
   // Is it an address of this host?
   [[nodiscard]] bool is_local(const IpAddress& address);
   // One of this host's addresses in `range`.

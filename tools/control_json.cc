@@ -115,15 +115,21 @@ OuterHeader parse_outer(Fields& fields) {
   return out;
 }
 
-void check_window(const Fields& fields, std::uint64_t window, bool esn) {
-  if (window >= kLeastWindow && window <= kMostWindow) return;
-  if (window != 0)
+// Without anti-replay only by name: a 0 may be a mistake.
+std::optional<std::uint32_t> parse_window(Fields& fields, bool esn) {
+  if (fields.text("window") == "no") {
+    // RFC 4303 §3.4.3, A2.1: the high half is inferred from the window.
+    if (esn)
+      fields.refuse("window",
+                    "ESN needs one; write 32 to 65536, or \"esn\":false to have no anti-replay");
+    return 0;
+  }
+  const auto window = fields.number("window", 0, kMost32);
+  if (window && (*window < kLeastWindow || *window > kMostWindow))
     fields.refuse("window", "write " + std::to_string(kLeastWindow) + " to " +
-                                std::to_string(kMostWindow) + " packets");
-  // RFC 4303 §3.4.3, A2.1: the high half is inferred from the window.
-  if (esn)
-    fields.refuse("window",
-                  "ESN needs one; write 32 to 65536, or \"esn\":false to have no anti-replay");
+                                std::to_string(kMostWindow) +
+                                " packets; \"no\", without ESN, has every packet taken twice");
+  return window ? std::optional(static_cast<std::uint32_t>(*window)) : std::nullopt;
 }
 
 // Where the packets come from and go to, and so the direction.
@@ -357,9 +363,10 @@ dataplane::SaSpec parse_sa(Fields& fields, std::span<const crypto::SecretBytes> 
   spec.suite = suite.value_or(spec.suite);
   spec.keymat = parse_key(fields, keys, crypto::info(spec.suite));
   spec.esn = fields.flag("esn").value_or(spec.esn);
-  const auto window = fields.number("window", 0, kMost32);
-  if (window && in) check_window(fields, *window, spec.esn);
-  if (in) assign(spec.window_bits, window);
+  if (in)
+    spec.window_bits = parse_window(fields, spec.esn).value_or(spec.window_bits);
+  else
+    static_cast<void>(fields.find("window"));
   spec.follow_peer = fields.flag("follow_peer").value_or(spec.follow_peer);
   const std::uint64_t last = spec.esn ? kMost64 - 1 : kMost32;
   spec.next_seq = fields.number("seq", 1, last).value_or(spec.next_seq);
@@ -391,11 +398,9 @@ dataplane::SaUpdate parse_sa_update(Fields& fields, const dataplane::SaStatus& s
     if (update.peer->address.family != status.local.address.family)
       fields.refuse("peer", "is of another family than the SA's own address");
   }
-  if (const auto window = fields.number("window", 0, kMost32)) {
-    if (status.direction == Direction::out) fields.refuse("window", "is of an inbound SA");
-    check_window(fields, *window, status.esn);
-    update.window_bits = static_cast<std::uint32_t>(*window);
-  }
+  update.window_bits = parse_window(fields, status.esn);
+  if (update.window_bits && status.direction == Direction::out)
+    fields.refuse("window", "is of an inbound SA");
   update.lifetime = parse_lifetime(fields);
   if (const auto limit = fields.number("seq_limit", 1, kMost64)) {
     if (status.direction == Direction::in) fields.refuse("seq_limit", "is of an outbound SA");

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "crypto/secret.h"
 #include "tools/exec/front.h"
 #include "tools/parallel.h"
 #include "tools/xfrm/server.h"
@@ -116,6 +117,10 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   add_operations();
   open_xfrm();
   log_start();
+  if (!crypto::secrets_are_locked())
+    log_.warning(
+        "keys may be swapped to disk: the memory for them could not be locked; give "
+        "espalierd CAP_IPC_LOCK, or LimitMEMLOCK=infinity (ulimit -l unlimited)");
   open_clients(prepared);
   try {
     for (const Conn& conn : config_.conns) {
@@ -472,10 +477,16 @@ void Daemon::take_events() {
   // Before the others: they remove what has expired.
   for (const dataplane::Event& event : events) event_log_->tell(event, Clock::now());
   api_->take(events);
+  if (const std::uint64_t lost = dataplane_->events_lost(); lost != events_lost_)
+    api_->publish({{"event", "lost"}, {"count", lost - std::exchange(events_lost_, lost)}});
   if (xfrm_) xfrm_->take(events);
 }
 
 void Daemon::watch_devices() {
+  for (const std::string& device : devices_->take_gone()) {
+    log_.warning("device " + device + ": somebody has deleted it");
+    api_->publish({{"event", "device-gone"}, {"device", device}});
+  }
   for (auto& [name, slot] : conns_) {
     if (!slot.running || slot.device_gone) continue;
     const std::string& device = slot.running->device_spec().name;

@@ -129,6 +129,7 @@ class Daemon {
   std::map<std::string, Slot> conns_;  // by name; those of config_
   std::uint32_t next_reqid_;
   Clock::time_point look_at_, keepalive_at_, watch_at_, paths_at_;
+  std::uint64_t events_lost_ = 0;  // that were told
 };
 
 }  // namespace espalier::tools

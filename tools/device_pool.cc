@@ -1,5 +1,7 @@
 #include "tools/device_pool.h"
 
+#include <net/if.h>
+
 #include <array>
 #include <cerrno>
 #include <fstream>
@@ -94,6 +96,7 @@ void DeviceLease::add_routes(const std::vector<ifaces::Prefix>& routes) {
     if (users == 0) pool_->netlink_.add_route(device_, route);
     ++users;
     routes_.push_back(route);
+    pool_->guard(route, 0);
   }
 }
 
@@ -112,6 +115,7 @@ void DeviceLease::add_unmarked_routes(const std::vector<ifaces::Prefix>& routes,
     if (users == 0) pool_->netlink_.add_route(device_, route, {}, kOuterTable);
     ++users;
     unmarked_routes_.push_back(route);
+    pool_->guard(route, kOuterTable);
   }
 }
 
@@ -136,6 +140,8 @@ DeviceLease DeviceLease::share() const {
   for (const ifaces::Prefix& address : addresses_) ++device.addresses[address];
   for (const ifaces::Prefix& route : routes_) ++device.routes[route];
   for (const ifaces::Prefix& route : unmarked_routes_) ++device.unmarked_routes[route];
+  for (const ifaces::Prefix& route : routes_) ++pool_->guards_[{route, 0}];
+  for (const ifaces::Prefix& route : unmarked_routes_) ++pool_->guards_[{route, kOuterTable}];
   for (const ifaces::PolicyRule& rule : rules_) ++pool_->rules_[rule];
   return out;
 }
@@ -174,6 +180,16 @@ DeviceLease DevicePool::lease(const dataplane::DeviceSpec& spec, unsigned mtu,
 unsigned DevicePool::users(const std::string& device) const noexcept {
   const auto found = devices_.find(device);
   return found == devices_.end() ? 0 : found->second.users;
+}
+
+std::vector<std::string> DevicePool::take_gone() {
+  std::vector<std::string> gone;
+  for (auto& [name, device] : devices_) {
+    if (device.gone || ::if_nametoindex(name.c_str()) != 0) continue;
+    device.gone = true;
+    gone.push_back(name);
+  }
+  return gone;
 }
 
 const dataplane::DeviceSpec* DevicePool::spec(const std::string& device) const noexcept {
@@ -227,6 +243,7 @@ void DevicePool::leave(DeviceLease& lease) noexcept {
   if (--device.users == 0) {
     remove(lease.device_);  // addresses and routes go with it
     remove_rules(lease);
+    unguard(lease);
     return;
   }
   for (const ifaces::Prefix& route : lease.unmarked_routes_)
@@ -235,11 +252,30 @@ void DevicePool::leave(DeviceLease& lease) noexcept {
   remove_rules(lease);
   for (const ifaces::Prefix& route : lease.routes_)
     if (--device.routes[route] == 0) attempt([&] { netlink_.remove_route(lease.device_, route); });
+  unguard(lease);
   for (const ifaces::Prefix& address : lease.addresses_)
     if (--device.addresses[address] == 0)
       attempt([&] { netlink_.remove_address(lease.device_, address); });
   device.mtus.erase(device.mtus.find(lease.mtu_));
   attempt([&] { netlink_.set_link(lease.device_, {*device.mtus.begin(), true, true}); });
+}
+
+// After the route itself: what fails here leaves no route without a lease.
+void DevicePool::guard(const ifaces::Prefix& route, std::uint32_t table) {
+  unsigned& users = guards_[{route, table}];
+  ++users;
+  if (users == 1) netlink_.add_unreachable(route, table);
+}
+
+void DevicePool::unguard(const DeviceLease& lease) noexcept {
+  const auto leave = [this](const ifaces::Prefix& route, std::uint32_t table) {
+    const auto found = guards_.find({route, table});
+    if (found == guards_.end() || --found->second > 0) return;
+    guards_.erase(found);
+    attempt([&] { netlink_.remove_unreachable(route, table); });
+  };
+  for (const ifaces::Prefix& route : lease.routes_) leave(route, 0);
+  for (const ifaces::Prefix& route : lease.unmarked_routes_) leave(route, kOuterTable);
 }
 
 void DevicePool::remove_rules(const DeviceLease& lease) noexcept {

@@ -76,6 +76,8 @@ class DevicePool {
 
   // How many leases a device has; 0: it is none of ours.
   [[nodiscard]] unsigned users(const std::string& device) const noexcept;
+  // Those that somebody has deleted since this was asked last.
+  [[nodiscard]] std::vector<std::string> take_gone();
   // Null, 0: likewise.
   [[nodiscard]] const dataplane::DeviceSpec* spec(const std::string& device) const noexcept;
   [[nodiscard]] unsigned mtu(const std::string& device) const noexcept;
@@ -87,6 +89,7 @@ class DevicePool {
     dataplane::DeviceId id{};
     unsigned users = 0;
     Ipv6Use ipv6{};
+    bool gone = false;
     std::multiset<unsigned> mtus;
     // And how many conns want it.
     std::map<ifaces::Prefix, unsigned> addresses, routes, unmarked_routes;
@@ -96,6 +99,8 @@ class DevicePool {
   void relax(const std::string& device);
   void leave(DeviceLease& lease) noexcept;
   void remove_rules(const DeviceLease& lease) noexcept;
+  void guard(const ifaces::Prefix& route, std::uint32_t table);
+  void unguard(const DeviceLease& lease) noexcept;
   void remove(const std::string& name) noexcept;
   // Runs `undo`; what fails while taking down is told, and does not stop the rest.
   template <typename Undo>
@@ -106,6 +111,9 @@ class DevicePool {
   const Log& log_;
   ifaces::PolicyRules policy_rules_;
   std::map<ifaces::PolicyRule, unsigned> rules_;  // and how many leases want it
+  // Prefixes whose packets must not find another way while the device, and its routes, are gone: by
+  // `ip link del`, or because we were killed. And how many leases want it.
+  std::map<std::pair<ifaces::Prefix, std::uint32_t>, unsigned> guards_;
   std::map<std::string, Device> devices_;
 };
 

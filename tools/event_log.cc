@@ -47,7 +47,6 @@ LogLevel level_of(EventKind kind) {
     case EventKind::no_spi:
       return LogLevel::warning;
     case EventKind::seq_exhausted:
-    case EventKind::device_gone:
       break;
   }
   return LogLevel::error;
@@ -84,10 +83,8 @@ std::string event_text(const Event& event, const std::string& conn) {
     case EventKind::path_mtu:
       return sa + "the path to " + end_text(event.peer) + " takes " +
              std::to_string(event.path_mtu) + " bytes";
-    case EventKind::device_gone:
-      break;
   }
-  return "somebody has deleted a device of ours";
+  return sa;
 }
 
 void EventLog::tell(const Event& event, std::chrono::steady_clock::time_point now) {

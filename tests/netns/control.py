@@ -83,7 +83,7 @@ def refuses(lab, a, keys):
         ("sa add", 1, "write"),
         (f"sa add src {local} dst {peer} spi 16 suite aes_gcm256 key -", 1, "reserved"),
         (f"sa add src {peer} dst {local} spi 4097 suite aes_gcm256 key -", 1, "0x00001001"),
-        (f"sa add src {peer} dst {local} spi 9999 window 0 key -", 1, "ESN"),
+        (f"sa add src {peer} dst {local} spi 9999 window no key -", 1, "ESN"),
         (f"sa add src {local} dst {peer} spi 9999 key 0x{fresh_key()}", 2, "key-file"),
         (f"sa add src {local} dst {peer} spi 9999 windwo 64", 2, "'window'"),
         (f"sa add src {local} dst {peer} spi 9999 key-file /nowhere", 1, "/nowhere"),

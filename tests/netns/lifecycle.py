@@ -94,6 +94,30 @@ def no_replay_after_restart(lab):
     print("ok: what was received before a stop or a crash is refused after it")
 
 
+def no_clear_text_after_a_crash(lab):
+    """The TUN goes with its daemon, a kernel's VTI would not: what it carried must not find another
+    way out."""
+    before = state_of(lab)
+    for box in (lab.gw_a, lab.gw_b):
+        box.ip(f"route add default via {lab.right if box is lab.gw_a else lab.left}")
+    lab.a.start()
+    traffic.ping(lab.pc_a, sites.PC_B["v4"])
+    with Capture(lab.gw_b, "eth0", incoming_only=True) as wire:
+        lab.a.kill()
+        lab.pc_a.run("ping", "-c", "3", "-i", "0.1", "-W", "0.3", sites.PC_B["v4"], check=False)
+        inner = bytes(map(int, sites.PC_B["v4"].split(".")))
+        leaked = [ip for ip in wire.packets() if ip[0] >> 4 == 4 and ip[16:20] == inner]
+        assert not leaked, f"{len(leaked)} packets in the clear"
+    assert "nreachable" in lab.gw_a.run("sh", "-c", f"ip route get {sites.PC_B['v4']} 2>&1", check=False)
+    lab.a.start_again()
+    traffic.ping(lab.pc_a, sites.PC_B["v4"])
+    lab.a.stop()
+    for box in (lab.gw_a, lab.gw_b):
+        box.ip("route del default")
+    assert state_of(lab) == before, "the route that a crash left is still there"
+    print("ok: after a crash nothing leaves in the clear, and a clean stop takes that back")
+
+
 def refuses_to_start(lab, word):
     before = state_of(lab)
     mark = lab.a.mark()
@@ -146,6 +170,7 @@ def main():
         clean_stop(lab, before)
         no_iv_twice(lab)
         no_replay_after_restart(lab)
+        no_clear_text_after_a_crash(lab)
         state_file(lab)
 
 

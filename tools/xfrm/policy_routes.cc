@@ -102,7 +102,7 @@ std::unique_ptr<PolicyRoutes::Way> PolicyRoutes::open(const Selector& selector,
   const auto [barrier, first] = barriers_.try_emplace(family, 0U);
   ++barrier->second;
   way->behind_barrier_ = family;
-  if (first) netlink_.add_barrier(family, kTable);
+  if (first) netlink_.add_unreachable({ifaces::IpAddress::any(family), 0}, kTable);
   // The route before the rule: from that on packets are led to it.
   const Prefix& to = selector.destination;
   const auto [route, added] = routes_.try_emplace(to, 0U);
@@ -157,7 +157,9 @@ void PolicyRoutes::close(Way& way) noexcept {
   const auto barrier = barriers_.find(way.behind_barrier_);
   if (barrier != barriers_.end() && --barrier->second == 0) {
     barriers_.erase(barrier);
-    attempt([&] { netlink_.remove_barrier(way.behind_barrier_, kTable); });
+    attempt([&] {
+      netlink_.remove_unreachable({ifaces::IpAddress::any(way.behind_barrier_), 0}, kTable);
+    });
   }
   way.device_.release();
   const std::string name(kDefaultDevice);

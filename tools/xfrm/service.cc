@@ -192,7 +192,6 @@ void Service::take(std::span<const dataplane::Event> events, Output& output) {
       case dataplane::EventKind::selector_mismatch:
       case dataplane::EventKind::no_spi:
       case dataplane::EventKind::path_mtu:
-      case dataplane::EventKind::device_gone:
         break;
     }
   }

@@ -6,7 +6,6 @@
 #include <ctime>
 #include <optional>
 
-#include "crypto/fingerprint.h"
 #include "dataplane/dataplane.h"
 #include "tools/keep.h"
 #include "tools/xfrm/algorithms.h"
@@ -44,7 +43,6 @@ struct State {
   std::optional<Clock::time_point> ends;  // larval: when it goes
   std::optional<dataplane::SaId> sa;      // none: larval
   Joins::Join* join = nullptr;
-  crypto::Fingerprint key_name{};
   Keep::Slot slot = Keep::kNone;
   Clock::time_point since;     // when it was added, to this daemon or one before
   std::chrono::seconds age{};  // that it had when it came to this one

@@ -109,15 +109,12 @@ void States::install(State& state) {
   translate([&] {
     const Direction direction = direction_of(state);
     Transform transform = transform_of(state.algorithms);
-    state.key_name = crypto::fingerprint(std::as_const(transform.keymat).bytes());
     dataplane::SaSpec spec = spec_of(state, direction);
     spec.suite = transform.suite;
     spec.keymat = std::move(transform.keymat);
     if (direction == Direction::in && dataplane_.find_sa(direction, spec.spi, spec.local.address))
       throw Refused(EEXIST);
-    if (direction == Direction::in)
-      spec.next_seq = std::max(spec.next_seq, seen_.next(state.key_name));
-    else if (keep_ != nullptr)
+    if (direction == Direction::out && keep_ != nullptr)
       spec.seq_limit = 0;  // until numbers are reserved
     state.join = &joins_.take(state.info.reqid, state.source(), state.destination());
     try {
@@ -217,9 +214,6 @@ void States::remove(State& state) noexcept {
   const std::uint64_t serial = state.serial;
   if (keep_ != nullptr) keep_->erase(state.slot);
   if (state.sa) {
-    const auto status = this->status(state);
-    if (status && status->direction == Direction::in)
-      seen_.remember(state.key_name, status->seq + 1);
     by_sa_.erase(*state.sa);
     uninstall(state);
   }

@@ -12,7 +12,6 @@
 #include <unordered_map>
 
 #include "dataplane/dataplane.h"
-#include "dataplane/used_numbers.h"
 #include "ifaces/netlink.h"
 #include "tools/xfrm/joins.h"
 #include "tools/xfrm/state.h"
@@ -87,8 +86,6 @@ class States {
   std::uint64_t look_after_ = 0;  // serial
   bool busy_ = false;             // one has moved since it was looked at before
   Clock::time_point look_at_;
-  // Inbound: what was seen under a key stays seen when the key comes back.
-  dataplane::UsedNumbers seen_{dataplane::UsedNumbers::kKeys / 4};
 };
 
 }  // namespace espalier::tools::xfrm

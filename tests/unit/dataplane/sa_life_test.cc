@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <thread>
 
 #include "tests/unit/dataplane/two_sites.h"
@@ -111,6 +112,28 @@ TEST_F(SaLife, A16HardLimitOfBytes) {
   TwoSites::event(sites->a, EventKind::hard_expire);
   EXPECT_EQ(sites->a.sa(out)->traffic.bytes, 600U);
   EXPECT_FALSE(sites->b.sa(in)->expired);
+}
+
+// A queue that nobody empties is full at some time; an SA that ends then is told of all the same.
+TEST_F(SaLife, ExpiriesThatFindNoRoomAreTold) {
+  const SaId out = add(0x100, 1).first;
+  constexpr std::uint64_t kRounds = EventQueue::kSlots + 10;
+  for (std::uint64_t i = 1; i <= kRounds; ++i) {
+    sites->a.update_sa(out, limit(&Lifetime::packets, {i, 0}));
+    sites->send(1);
+    ASSERT_EQ(sites->arrived(1), 1U);
+  }
+  sites->a.update_sa(out, limit(&Lifetime::packets, {0, kRounds + 1}));
+  sites->send(1);
+  ASSERT_EQ(sites->arrived(1), 1U);
+  TwoSites::settle(sites->a);
+  std::map<EventKind, std::uint64_t> told;
+  for (const Event& event : sites->a.take_events())
+    if (event.sa == out) ++told[event.kind];
+  EXPECT_EQ(told[EventKind::soft_expire], EventQueue::kSlots + 1);  // ten of them as one
+  EXPECT_EQ(told[EventKind::hard_expire], 1U);
+  EXPECT_EQ(sites->a.events_lost(), 0U);
+  EXPECT_TRUE(sites->a.take_events().empty());
 }
 
 TEST_F(SaLife, LimitsOfTime) {
@@ -401,12 +424,14 @@ TEST_F(SaLife, L2RemovalWithPacketsInFlight) {
   stop = true;
   load.join();
   EXPECT_TRUE(sites->a.sas().empty());
+  TwoSites::settle(sites->a);
+  TwoSites::settle(sites->b);
   const std::uint64_t unknown = TwoSites::drops(sites->b, Drop::no_spi);
   const std::uint64_t before = TwoSites::drops(sites->a, Drop::no_sa);
   sites->send(50);
   while (TwoSites::drops(sites->a, Drop::no_sa) < before + 50) std::this_thread::yield();
-  const Dataplane::Batch none(sites->b);
-  EXPECT_LE(unknown, TwoSites::drops(sites->b, Drop::no_spi));
+  TwoSites::settle(sites->b);
+  EXPECT_EQ(unknown, TwoSites::drops(sites->b, Drop::no_spi));
 }
 
 // A key that comes back goes on behind the numbers it has used, wherever it is told to start; also
@@ -432,6 +457,17 @@ TEST_F(SaLife, AKeyThatComesBackGoesOn) {
   EXPECT_EQ(sites->a.sa(sites->a.add_sa(std::move(ahead)))->seq, 100U);
 }
 
+// … and what was seen under it stays seen.
+TEST_F(SaLife, AnInboundKeyThatComesBackTakesNothingTwice) {
+  const SaId in = add(0x100, 1).second;
+  sites->send(7);
+  ASSERT_EQ(sites->arrived(7), 7U);
+  const Dataplane::Batch batch(sites->b);
+  sites->b.remove_sa(in);
+  const SaId again = sites->b.add_sa(TwoSites::sa(Direction::in, 0x100, 1));
+  EXPECT_EQ(sites->b.sa(again)->seq, 7U);
+}
+
 // What a peer has sent under a key is used too, should the key come back for the other direction.
 TEST_F(SaLife, AnInboundKeyGoesOnWhereThePeerStopped) {
   const SaId in = add(0x100, 1).second;
@@ -444,7 +480,8 @@ TEST_F(SaLife, AnInboundKeyGoesOnWhereThePeerStopped) {
   EXPECT_EQ(sites->b.sa(out)->seq, 8U);
 }
 
-// In a batch no worker is waited for: one that still has the old limits may find them reached later.
+// In a batch no worker is waited for: one that still has the old limits may find them reached
+// later.
 TEST(Limits, ThoseThatWereReplacedDoNotTakeTheEventOfTheNew) {
   const Limits old(Lifetime{}), fresh(Lifetime{});
   EXPECT_TRUE(old.set_soft());
