@@ -12,6 +12,7 @@ import os
 import random
 import re
 import secrets
+import select
 import socket
 import struct
 import subprocess
@@ -308,6 +309,37 @@ def malformed(a):
         assert client.dump(front.GETSA) == []
 
 
+def slow_reader(a):
+    """Who reads late gets all of a long listing, and who does not read at all holds nobody up."""
+    count = 3000
+    with front.front(a.front) as client:
+        client.ask(front.FLUSHSA, b"\0")
+        for spi in range(0x1000, 0x1000 + count):
+            body = front.state_info(A, B, spi) + front.replay_esn()
+            assert client.ask(front.NEWSA, body + front.aead(secrets.token_bytes(36)))[0] == 0
+        listing = a.box.start(*a.exec("ip", "xfrm", "state", "list"), stdout=subprocess.PIPE)
+        idle = [0]
+
+        def waits():  # in write(), for a while: what is relayed meanwhile fills its socket
+            with open(f"/proc/{listing.pid}/syscall", encoding="utf-8") as file:
+                idle[0] = idle[0] + 1 if file.read().startswith("1 ") else 0
+            return idle[0] > 20
+
+        until(waits, "ip waits for its reader")
+        assert len(client.dump(front.GETSA)) == count
+        text = b""
+        while select.select([listing.stdout], [], [], 20)[0]:
+            more = os.read(listing.stdout.fileno(), 65536)
+            text += more
+            if not more:
+                break
+        else:
+            listing.kill()
+        assert listing.wait(20) == 0, f"it hangs after {text.count(b'proto esp')}"
+        assert text.count(b"proto esp") == count, text.count(b"proto esp")
+        assert client.ask(front.FLUSHSA, b"\0")[0] == 0
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--programs", required=True)
@@ -321,7 +353,7 @@ def main():
         for gateway, device in ((a, "a0"), (b, "b0")):
             gateway.box.ip(f"addr add {gateway.address}/24 dev {device}")
             gateway.start()
-        for what in (states, policies, monitor, malformed):
+        for what in (states, policies, monitor, malformed, slow_reader):
             what(a)
             print(f"{what.__name__}: good")
         traffic(a, b)

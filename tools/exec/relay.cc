@@ -11,6 +11,7 @@
 #include <random>
 #include <span>
 #include <system_error>
+#include <utility>
 
 #include "tools/descriptors.h"
 
@@ -165,8 +166,26 @@ void Relay::forward(std::span<const std::uint8_t> bytes) {
   if (pending_ && answer.nlmsg_seq == pending_->nlmsg_seq &&
       ((answer.nlmsg_flags & NLM_F_MULTI) == 0 || answer.nlmsg_type == NLMSG_DONE))
     pending_.reset();
-  // A command that does not read loses events, as with the kernel.
-  ::send(command_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  deliver(bytes, answer.nlmsg_pid == state_.portid);
+}
+
+// A command that does not read loses events, as with the kernel, but no answers: a listing would
+// stop without its end.
+void Relay::deliver(std::span<const std::uint8_t> bytes, bool is_answer) {
+  if (held_.empty() &&
+      ::send(command_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
+    return;
+  if (is_answer && (!held_.empty() || errno == EAGAIN || errno == ENOBUFS))
+    held_.emplace_back(bytes);
+}
+
+void Relay::flush() {
+  for (; !held_.empty(); held_.pop_front()) {
+    const std::span<const std::uint8_t> bytes = std::as_const(held_.front()).bytes();
+    if (::send(command_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
+        (errno == EAGAIN || errno == ENOBUFS))
+      return;
+  }
 }
 
 void Relay::lose_daemon() {
@@ -186,7 +205,7 @@ void Relay::refuse(const nlmsghdr& request) {
   answer.header.nlmsg_pid = state_.portid;
   answer.error.error = -ECONNREFUSED;
   answer.error.msg = request;
-  ::send(command_.get(), &answer, sizeof answer, MSG_NOSIGNAL | MSG_DONTWAIT);
+  deliver({reinterpret_cast<const std::uint8_t*>(&answer), sizeof answer}, true);
 }
 
 front::Message front_message(std::uint16_t type, std::uint32_t pid) {

@@ -7,6 +7,7 @@
 #include <linux/netlink.h>
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <optional>
 #include <span>
@@ -29,6 +30,11 @@ class Relay {
 
   [[nodiscard]] int command_fd() const noexcept { return command_.get(); }
   [[nodiscard]] int daemon_fd() const noexcept { return daemon_.get(); }  // -1: away
+  // Answers wait for the command to read: its end is to be watched for room, the daemon's not at
+  // all, so that the daemon waits as well.
+  [[nodiscard]] bool is_full() const noexcept { return !held_.empty(); }
+  // To be called when there is room.
+  void flush();
   [[nodiscard]] const front::Message& state() const noexcept { return state_; }
 
   // Changes what the daemon knows of the socket; effective when it returns, if the daemon is there.
@@ -46,6 +52,8 @@ class Relay {
   void forward(std::span<const std::uint8_t> bytes);
   void lose_daemon();
   void refuse(const nlmsghdr& request);
+  // To the command, at once or, if it is an answer, later.
+  void deliver(std::span<const std::uint8_t> bytes, bool is_answer);
 
   std::filesystem::path path_;
   ifaces::UniqueFd command_;      // our end of the pair
@@ -54,6 +62,7 @@ class Relay {
   std::uint64_t cookie_ = 0;
   front::Message state_{};
   std::optional<nlmsghdr> pending_;  // a request without its answer
+  std::deque<crypto::SecretBytes> held_;
 };
 
 [[nodiscard]] front::Message front_message(std::uint16_t type, std::uint32_t pid);

@@ -107,8 +107,9 @@ void Supervisor::run() {
     std::vector<pollfd> fds{{listener_.get(), POLLIN, 0}, {keeper_.fd(), POLLIN, 0}};
     if (natt_.link() >= 0) fds.push_back({natt_.link(), POLLIN, 0});
     for (const auto& [cookie, relay] : relays_) {
-      fds.push_back({relay->command_fd(), POLLIN, 0});
-      if (relay->daemon_fd() >= 0) fds.push_back({relay->daemon_fd(), POLLIN, 0});
+      const bool full = relay->is_full();
+      fds.push_back({relay->command_fd(), static_cast<short>(full ? POLLOUT : POLLIN), 0});
+      if (relay->daemon_fd() >= 0 && !full) fds.push_back({relay->daemon_fd(), POLLIN, 0});
     }
     const int count = ::poll(fds.data(), fds.size(), wait);
     if (count < 0 && errno != EINTR) return;
@@ -159,7 +160,9 @@ void Supervisor::serve_relays(std::span<const pollfd> ready) {
     });
     if (found == relays_.end()) continue;
     Relay& relay = *found->second;
-    if (relay.daemon_fd() == fd.fd)
+    if ((fd.revents & POLLOUT) != 0)
+      relay.flush();
+    else if (relay.daemon_fd() == fd.fd)
       relay.from_daemon();
     else if (!relay.from_command())
       relays_.erase(found);
