@@ -160,21 +160,36 @@ Hash parse_hash(std::string_view word) {
   return name == kNames.end() ? Hash::none : name->hash;
 }
 
-// "none" is one, too: libreswan writes it where no group is wanted.
 bool is_group(std::string_view word) {
-  for (const std::string_view name : {"modp", "dh", "ecp"})
+  for (const std::string_view name : {"modp", "dh", "ecp", "mlkem"})
     if (std::string_view rest = word; take(rest, name) && !rest.empty())
       return rest.find_first_not_of("0123456789sbp_") == std::string_view::npos;
   return word == "curve25519" || word == "x25519" || word == "curve448" || word == "x448";
 }
 
-// Without the group, if one stands behind it.
-std::string_view without_group(std::string_view name) {
-  const std::size_t mark = name.find_last_of(";-+");
-  if (mark == std::string_view::npos) return name;
-  const std::string_view word = name.substr(mark + 1);
-  if (is_group(word) || (name[mark] == ';' && word == "none")) return name.substr(0, mark);
-  return name;
+// Without strongSwan's "!" (no other proposal), and without what is IKE's or said elsewhere:
+// groups, ESN, pseudo-random functions. libreswan writes ";none" where no group is wanted.
+std::string_view without_rest(std::string_view name) {
+  if (name.ends_with('!')) name.remove_suffix(1);
+  for (;;) {
+    const std::size_t mark = name.find_last_of(";-+");
+    if (mark == std::string_view::npos) return name;
+    const std::string_view word = name.substr(mark + 1);
+    const bool rest = is_group(word) || word == "esn" || word == "noesn" ||
+                      word.starts_with("prf") || word.starts_with("ke1_") ||
+                      (name[mark] == ';' && word == "none");
+    if (!rest) return name;
+    name = name.substr(0, mark);
+  }
+}
+
+// As libreswan prints them: AES_CBC_256-HMAC_SHA2_512_256.
+using Lower = std::array<char, 64>;
+std::string_view lower_case(std::string_view name, Lower& buffer) {
+  std::transform(name.begin(), name.end(), buffer.begin(), [](char c) {
+    return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  });
+  return {buffer.data(), name.size()};
 }
 
 // Where the hash begins: at the last '-', if what stands behind it is no key length.
@@ -207,9 +222,15 @@ std::optional<Suite> find(const Cipher& cipher, Hash hash) {
 std::optional<Suite> parse_suite(std::string_view name, std::string_view* why) noexcept {
   std::string_view unused;
   std::string_view& reason = why != nullptr ? *why : unused;
+  Lower buffer;
+  if (name.size() > buffer.size()) {
+    reason = kUnknown;
+    return std::nullopt;
+  }
+  name = lower_case(name, buffer);
   reason = is_weak(name) ? kBroken : kUnknown;
 
-  name = without_group(name);
+  name = without_rest(name);
   const std::size_t mark = hash_mark(name);
   const bool has_hash = mark != std::string_view::npos;
   const std::string_view word = has_hash ? name.substr(mark + 1) : std::string_view{};

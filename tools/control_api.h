@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -23,6 +24,8 @@ class ControlApi {
   // Adds its operations to `server`. All of these outlive it.
   ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, DevicePool& devices,
              ifaces::Netlink& netlink);
+  // As in Installed.
+  void set_used_keys(std::filesystem::path file) { installed_.set_used_keys(std::move(file)); }
   ControlApi(const ControlApi&) = delete;
   ControlApi& operator=(const ControlApi&) = delete;
 

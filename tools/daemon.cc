@@ -44,6 +44,15 @@ constexpr seconds kPaths{1};
 
 // Which backend seals each suite: "ipsec-mb (VAES + AVX-512)" if it is one for all; of another the
 // suites that the first one lacks.
+// It must outlive a reboot, where the control socket's folder may not.
+std::filesystem::path used_keys_file(const Globals& globals) {
+  constexpr std::string_view kName = "used-keys";
+  if (globals.state_dir) return *globals.state_dir / kName;
+  if (globals.control == Globals().control)
+    return std::filesystem::path("/var/lib/espalier") / kName;
+  return std::filesystem::path(globals.control).concat(".used-keys");
+}
+
 std::string crypto_summary(const crypto::Registry& registry) {
   std::vector<std::pair<std::string, std::string>> used;  // backend, suites
   for (const crypto::SuiteInfo& suite : crypto::suites()) {
@@ -110,6 +119,7 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   devices_.emplace(*dataplane_, netlink_, log_);
   site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
   api_.emplace(*control_, *dataplane_, *devices_, netlink_);
+  api_->set_used_keys(used_keys_file(globals));
   event_log_.emplace(log_, [this](dataplane::SaId id) {
     const auto sa = dataplane_->sa(id);
     return sa ? sa->name : std::string();

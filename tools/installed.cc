@@ -278,7 +278,27 @@ std::uint32_t Installed::make(Change& change, Undo& undo, Outcome& outcome) {
   return 0;
 }
 
+// Before any of them is used. With a random IV the same key twice is no harm.
+void Installed::note_keys(const std::vector<Change>& changes) {
+  if (!used_keys_) return;
+  std::vector<UsedKeys::Name> names;
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    const auto* const spec = std::get_if<dataplane::SaSpec>(&changes[i]);
+    if (spec == nullptr || spec->direction != Direction::out ||
+        crypto::info(spec->suite).iv_kind != crypto::IvKind::counter)
+      continue;
+    names.push_back(UsedKeys::name_of(spec->keymat.bytes()));
+    if (spec->next_seq <= 1 && used_keys_->is_from_before(names.back()))
+      throw Refusal(
+          "this key and salt were used before the daemon was started again: make fresh ones, or "
+          "write a \"seq\" above the last number that was used",
+          {{"index", i}});
+  }
+  used_keys_->add(names);
+}
+
 Installed::Outcome Installed::apply(std::vector<Change> changes) {
+  note_keys(changes);
   Outcome outcome;
   const dataplane::Dataplane::Batch batch(dataplane_);
   Undo undo;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -19,6 +20,7 @@
 #include "tools/control_json.h"
 #include "tools/device_pool.h"
 #include "tools/keep.h"
+#include "tools/used_keys.h"
 
 namespace espalier::tools {
 
@@ -53,6 +55,8 @@ class Installed : public KeptDevices {
 
   // Devices outlive us from now on, with those who hold them.
   void set_keep(Keep& keep) noexcept { keep_ = &keep; }
+  // Keys of outbound SAs are refused from now on if a daemon before us had them.
+  void set_used_keys(std::filesystem::path file) { used_keys_.emplace(std::move(file)); }
   bool restore(const Keep::Record& record) override;
   void put_all() noexcept override;
 
@@ -95,10 +99,12 @@ class Installed : public KeptDevices {
     Keep::Slot slot = Keep::kNone;
   };
   void put(Vti& vti) noexcept;
+  void note_keys(const std::vector<Change>& changes);
   void remove(const std::string& vti);
 
   std::map<std::string, Vti> vtis_;
   Keep* keep_ = nullptr;
+  std::optional<UsedKeys> used_keys_;
 };
 
 }  // namespace espalier::tools

@@ -17,6 +17,7 @@ import time
 from lab import sites, traffic
 from lab.control import Control, fresh_key
 from lab.wait import until
+from lab.wire import Capture, esp_packet
 
 OTHER_USER = 65534
 
@@ -280,6 +281,36 @@ def many(lab, a, count):
     return times
 
 
+def without_sa(lab, a):
+    """L5: an SA goes while its policy stays, and another way out is open."""
+    lab.gw_a.ip(f"route add default via {lab.right}")
+    inner = bytes(map(int, sites.PC_B["v4"].split(".")))
+    with Capture(lab.gw_b, "eth0", incoming_only=True) as wire:
+        traffic.ping(lab.pc_a, sites.PC_B["v4"], count=3)
+        assert any(esp_packet(ip) for ip in wire.packets())
+        a(f"sa delete spi 0x1000 dst {lab.right}")
+        lab.pc_a.run("ping", "-c", "3", "-i", "0.1", "-W", "0.3", sites.PC_B["v4"], check=False)
+        after = [ip for ip in wire.packets() if ip[0] >> 4 == 4]
+    assert not any(ip[16:20] == inner for ip in after), "in the clear"
+    assert not any(esp_packet(ip) for ip in after), "under an SA that is gone"
+    lab.gw_a.ip("route del default")
+    print("ok: without an SA nothing leaves, in the clear or not")
+
+
+def used_key(lab, a):
+    """T1: what numbers its packets from 1 again under a key that was used, repeats every nonce."""
+    key = os.urandom(36).hex()
+    add = f"sa add src {lab.left} dst {lab.right} spi 0x7001 suite aes_gcm256 reqid 9 key -"
+    a(add, stdin=key)
+    a.daemon.kill()
+    a.daemon.start_again()
+    refused = a(add, stdin=key, status=1)
+    assert "were used before" in refused and key[:16] not in refused, refused
+    a(f"{add} seq 1000", stdin=key)
+    a("sa flush")
+    print("ok: a key of before a crash is refused, unless it goes on where it was")
+
+
 def main():
     options = sites.arguments(__doc__, sas=20000, seconds=0.0)
     with sites.Sites(options) as lab:
@@ -296,11 +327,13 @@ def main():
         traffic.ping(lab.pc_b, sites.PC_A["v4"])
         times = many(lab, a, options.sas)
         assert not options.seconds or times[0] < options.seconds, f"{times[0]:.2f} s to add them"
+        without_sa(lab, a)
         for espalier in (a, b):
             for what in ("policy", "sa", "vti"):
                 espalier(f"{what} flush")
             assert espalier("sa list") == espalier("policy list") == espalier("vti show") == ""
             assert "vti01" not in espalier.daemon.namespace.links()
+        used_key(lab, a)
         log = a.daemon.log + b.daemon.log
         assert not any(key[:16] in log for key in keys), "a key in the log"
         print("ok: all of it taken back")

@@ -229,8 +229,10 @@ TEST_F(ControlApiTest, T1AKeyThatWasUsedGoesOnBehindItsNumbers) {
 }
 
 TEST_F(ControlApiTest, A15NoWindowOnlyWithoutEsn) {
-  EXPECT_THAT(refusal(with(sa_in(0x1234, 1), "window", 0)), HasSubstr("ESN"));
-  EXPECT_EQ(refusal(with(with(sa_in(0x1234, 1), "window", 0), "esn", false)), "");
+  EXPECT_THAT(refusal(with(sa_in(0x1234, 1), "window", "no")), HasSubstr("ESN"));
+  EXPECT_THAT(refusal(with(with(sa_in(0x1234, 1), "window", 0), "esn", false)),
+              HasSubstr("\"no\""));
+  EXPECT_EQ(refusal(with(with(sa_in(0x1234, 1), "window", "no"), "esn", false)), "");
 }
 
 TEST_F(ControlApiTest, T29ParametersOutOfBoundsAreRefused) {

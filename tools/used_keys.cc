@@ -1,0 +1,80 @@
+#include "tools/used_keys.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+#include <string_view>
+#include <system_error>
+
+#include "tools/sha256.h"
+
+namespace espalier::tools {
+namespace {
+
+constexpr std::size_t kDigits = 32;
+constexpr std::size_t kLine = kDigits + 1;
+
+}  // namespace
+
+UsedKeys::Name UsedKeys::name_of(std::span<const std::uint8_t> keymat) {
+  return sha256_hex({bytes_of("espalier used key"), keymat}).substr(0, kDigits);
+}
+
+void UsedKeys::fail(const char* what) const {
+  throw std::runtime_error(file_.string() + ": " + what + ": " +
+                           std::generic_category().message(errno) +
+                           "; without it a key could be used twice: make its folder writable, or "
+                           "write state-dir in the configuration");
+}
+
+void UsedKeys::open() {
+  if (fd_) return;
+  std::error_code ignored;
+  std::filesystem::create_directories(file_.parent_path(), ignored);
+  ifaces::UniqueFd fd(::open(file_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW,
+                             S_IRUSR | S_IWUSR));
+  if (!fd) fail("open");
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) fail("not a file");
+  // A line that a crash has cut off named a key that no SA has had.
+  const auto lines = static_cast<std::size_t>(status.st_size) / kLine;
+  std::string text(std::min(lines, kMost) * kLine, '\0');
+  const auto from = static_cast<off_t>(lines * kLine - text.size());
+  for (std::size_t got = 0; got < text.size();) {
+    const ssize_t n =
+        ::pread(fd.get(), &text[got], text.size() - got, from + static_cast<off_t>(got));
+    if (n <= 0) fail("read");
+    got += static_cast<std::size_t>(n);
+  }
+  if (::ftruncate(fd.get(), static_cast<off_t>(lines * kLine)) != 0) fail("truncate");
+  for (std::size_t at = 0; at < text.size(); at += kLine)
+    from_before_.insert(text.substr(at, kDigits));
+  if (from != 0) {
+    if (::ftruncate(fd.get(), 0) != 0 ||
+        ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+      fail("write");
+  }
+  fd_ = std::move(fd);
+}
+
+bool UsedKeys::is_from_before(const Name& name) {
+  open();
+  return from_before_.contains(name);
+}
+
+void UsedKeys::add(const std::vector<Name>& names) {
+  if (names.empty()) return;
+  open();
+  std::string text;
+  for (const Name& name : names) text.append(name).append("\n");
+  if (::write(fd_.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
+      ::fdatasync(fd_.get()) != 0)
+    fail("write");
+  for (const Name& name : names) from_before_.erase(name);
+}
+
+}  // namespace espalier::tools

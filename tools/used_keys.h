@@ -1,0 +1,43 @@
+// Which keys the outbound SAs of the control socket have had, in a file: a daemon that starts again
+// must not number packets from 1 under one of them (RFC 4106 §2). Of a key half a SHA-256 is kept.
+//
+// Thread safety: the control thread.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "ifaces/unique_fd.h"
+
+namespace espalier::tools {
+
+class UsedKeys {
+ public:
+  // The last ones; those before are forgotten at a start. 33 bytes each.
+  static constexpr std::size_t kMost = std::size_t{1} << 20;
+
+  explicit UsedKeys(std::filesystem::path file) : file_(std::move(file)) {}
+
+  using Name = std::string;
+  [[nodiscard]] static Name name_of(std::span<const std::uint8_t> keymat);
+
+  // Did an SA of an earlier daemon have it, and none of this one since? Throws std::runtime_error
+  // if the file cannot be read, with what to do.
+  [[nodiscard]] bool is_from_before(const Name& name);
+  // On disk when it returns. Throws std::runtime_error.
+  void add(const std::vector<Name>& names);
+
+ private:
+  void open();
+  [[noreturn]] void fail(const char* what) const;
+
+  std::filesystem::path file_;
+  ifaces::UniqueFd fd_;  // not open before it is needed
+  std::unordered_set<Name> from_before_;
+};
+
+}  // namespace espalier::tools
