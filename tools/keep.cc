@@ -222,6 +222,8 @@ Keep::Numbers Keep::numbers(Slot slot) const noexcept {
 void Keep::erase(Slot slot) noexcept {
   if (slot == kNone) return;
   std::uint8_t* const from = memory_.at(slot);
+  // Free twice it would be two owners'.
+  if (load<std::uint32_t>(from + offsetof(SlotHead, kind)) == 0) return;
   store(from + offsetof(SlotHead, kind), std::uint32_t{0});
   crypto::wipe({from + sizeof(SlotHead), kRoom});
   try {

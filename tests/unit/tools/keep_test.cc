@@ -122,5 +122,13 @@ TEST(Keep, WhatIsTooLongHasNoSlot) {
   EXPECT_EQ(keep.numbers(Keep::kNone).limit, 0U);
 }
 
+TEST(Keep, WhatIsErasedTwiceIsFreeOnce) {
+  Keep keep;
+  const Keep::Slot gone = keep.put(Kind::state, bytes("a"));
+  keep.erase(gone);
+  keep.erase(gone);
+  EXPECT_NE(keep.put(Kind::state, bytes("b")), keep.put(Kind::state, bytes("c")));
+}
+
 }  // namespace
 }  // namespace espalier::tools
