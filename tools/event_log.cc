@@ -33,8 +33,14 @@ std::string flow_text(const dataplane::Flow& flow) {
          std::to_string(flow.protocol);
 }
 
-LogLevel level_of(EventKind kind) {
-  switch (kind) {
+// Otherwise it is a limit that can be moved (dataplane.h, extend_limit).
+bool is_last_number(std::uint64_t seq) {
+  constexpr std::uint64_t kLast = 0xffffffff;  // RFC 4303 §3.3.3; with ESN types.h has the last
+  return seq == kLast || seq >= ~kLast - 1;
+}
+
+LogLevel level_of(const Event& event) {
+  switch (event.kind) {
     case EventKind::acquire:
     case EventKind::soft_expire:
     case EventKind::mapping_changed:
@@ -47,7 +53,8 @@ LogLevel level_of(EventKind kind) {
     case EventKind::no_spi:
       return LogLevel::warning;
     case EventKind::seq_exhausted:
-      break;
+      // Whoever moves the limit says if he cannot.
+      return is_last_number(event.seq) ? LogLevel::error : LogLevel::debug;
   }
   return LogLevel::error;
 }
@@ -65,8 +72,9 @@ std::string event_text(const Event& event, const std::string& conn) {
     case EventKind::hard_expire:
       return sa + "a hard limit is reached; no packet passes any more";
     case EventKind::seq_exhausted:
-      return sa + "the sequence numbers are used up at " + std::to_string(event.seq) + "; " +
-             packets(event.count) + " not sent";
+      return sa + "the " + (is_last_number(event.seq) ? "sequence numbers" : "reserved numbers") +
+             " are used up at " + std::to_string(event.seq) + "; " + packets(event.count) +
+             " not sent";
     case EventKind::mapping_changed:
       return sa + "the peer is at " + end_text(event.peer) + " now";
     case EventKind::replay:
@@ -88,7 +96,7 @@ std::string event_text(const Event& event, const std::string& conn) {
 }
 
 void EventLog::tell(const Event& event, std::chrono::steady_clock::time_point now) {
-  const LogLevel level = level_of(event.kind);
+  const LogLevel level = level_of(event);
   if (level > log_.level()) return;
   if (now - second_ >= std::chrono::seconds(1)) {
     if (left_out_ > 0)
@@ -111,8 +119,9 @@ void EventLog::tell(const Event& event, std::chrono::steady_clock::time_point no
     case LogLevel::warning:
       return log_.warning(text);
     case LogLevel::info:
-    case LogLevel::debug:
       return log_.info(text);
+    case LogLevel::debug:
+      return log_.debug(text);
   }
 }
 

@@ -17,6 +17,16 @@ using dataplane::SaId;
 
 constexpr std::size_t kMaxStates = std::size_t{1} << 20;
 constexpr int kSpiTries = 4096;
+constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
+
+// As far ahead as for static keys (tools/sequence_keeper.h).
+std::uint64_t step_of(const State& state) noexcept {
+  return (state.info.flags & XFRM_STATE_ESN) != 0 ? kReserveEsn : kReserveNoEsn;
+}
+
+std::uint64_t ahead(std::uint64_t seq, std::uint64_t step) noexcept {
+  return seq > kNever - step ? kNever : seq + step;
+}
 
 // What the data plane refuses, in the words of netlink.
 template <class Call>
@@ -89,12 +99,12 @@ State& States::insert(State state) {
     if (states_.size() >= kMaxStates) throw Refused(ENOMEM, "too many states");
     state.serial = next_serial_++;
     if (state.added == 0) state.added = wall(Clock::now());
-    if (state.since == Clock::time_point()) state.since = Clock::now();
     made = &states_.emplace(state.serial, std::move(state)).first->second;
     by_id_.emplace(id_of(made->info.id, made->info.family), made->serial);
     if (made->sa) by_sa_.emplace(*made->sa, made->serial);
     if (made->ends) ends_.emplace(*made->ends, made->serial);
-    put(*made);
+    // The data plane may know of more used numbers than the state said.
+    if (keep_ != nullptr && made->sa) static_cast<void>(look(*made));
     return *made;
   } catch (...) {
     if (made != nullptr)
@@ -106,6 +116,7 @@ State& States::insert(State state) {
 }
 
 void States::install(State& state) {
+  if (state.since == Clock::time_point()) state.since = Clock::now();
   translate([&] {
     const Direction direction = direction_of(state);
     Transform transform = transform_of(state.algorithms);
@@ -114,11 +125,11 @@ void States::install(State& state) {
     spec.keymat = std::move(transform.keymat);
     if (direction == Direction::in && dataplane_.find_sa(direction, spec.spi, spec.local.address))
       throw Refused(EEXIST);
-    if (direction == Direction::out && keep_ != nullptr)
-      spec.seq_limit = 0;  // until numbers are reserved
     state.join = &joins_.take(state.info.reqid, state.source(), state.destination());
     try {
       spec.reqid = state.join->number;
+      // Packets take it as soon as it is there: their numbers are reserved before.
+      if (keep_ != nullptr) spec.seq_limit = reserve(state, direction);
       dataplane::SaUpdate update;
       update.peer = spec.peer;
       state.sa = dataplane_.add_sa(std::move(spec));
@@ -133,6 +144,7 @@ void States::install(State& state) {
 }
 
 void States::uninstall(State& state) noexcept {
+  if (keep_ != nullptr) keep_->erase(std::exchange(state.slot, Keep::kNone));
   if (state.sa) {
     state.join->states.erase(*state.sa);
     dataplane_.remove_sa(*state.sa);
@@ -212,7 +224,6 @@ State& States::allocate_spi(State state, std::uint32_t first, std::uint32_t last
 
 void States::remove(State& state) noexcept {
   const std::uint64_t serial = state.serial;
-  if (keep_ != nullptr) keep_->erase(state.slot);
   if (state.sa) {
     by_sa_.erase(*state.sa);
     uninstall(state);
@@ -229,10 +240,8 @@ void States::remove(State& state) noexcept {
 
 // ------------------------------------------------------------------- what outlives this daemon
 
-// In the slot that it has, or one that is free.
-void States::put(State& state) noexcept {
-  if (keep_ == nullptr || !state.sa) return;
-  Keep::Numbers numbers = keep_->numbers(state.slot);
+// In a slot that is free; the one that it had is free then.
+void States::write(State& state, Keep::Numbers numbers) noexcept {
   numbers.added_ns =
       static_cast<std::uint64_t>(std::chrono::nanoseconds(state.since.time_since_epoch()).count());
   const Keep::Slot before = state.slot;
@@ -244,7 +253,23 @@ void States::put(State& state) noexcept {
     state.slot = Keep::kNone;
   }
   keep_->erase(before);
+}
+
+void States::put(State& state) noexcept {
+  if (keep_ == nullptr || !state.sa) return;
+  write(state, keep_->numbers(state.slot));
   static_cast<void>(look(state));
+}
+
+// Writes its record, with the first numbers of one that goes out; returns the last of them.
+std::uint64_t States::reserve(State& state, Direction direction) noexcept {
+  Keep::Numbers numbers = keep_->numbers(state.slot);
+  if (direction == Direction::out)
+    numbers.limit = ahead(std::max(state.oseq, numbers.limit), step_of(state));
+  else
+    numbers.seen = state.seq;
+  write(state, numbers);
+  return direction == Direction::out && state.slot != Keep::kNone ? numbers.limit : kNever;
 }
 
 void States::put_all() noexcept {
@@ -267,12 +292,9 @@ bool States::look(const State& state) noexcept {
     keep_->set(state.slot, numbers);
     return moved;
   }
-  constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
-  // As far ahead as for static keys (tools/sequence_keeper.h).
-  const std::uint64_t step = (state.info.flags & XFRM_STATE_ESN) != 0 ? kReserveEsn : kReserveNoEsn;
+  const std::uint64_t step = step_of(state);
   const bool kept = state.slot != Keep::kNone;
-  if (progress->seq + step / 2 > numbers.limit)
-    numbers.limit = progress->seq > kNever - step ? kNever : progress->seq + step;
+  if (progress->seq + step / 2 > numbers.limit) numbers.limit = ahead(progress->seq, step);
   keep_->set(state.slot, numbers);
   dataplane_.extend_limit(*state.sa, kept ? numbers.limit : kNever);
   return moved;

@@ -70,7 +70,9 @@ class States {
   [[nodiscard]] dataplane::Direction direction_of(const State& state);
   [[nodiscard]] bool is_free(const xfrm_id& id, std::uint16_t family) const;
   void change_in_place(State& old, State state);
+  void write(State& state, Keep::Numbers numbers) noexcept;
   void put(State& state) noexcept;
+  [[nodiscard]] std::uint64_t reserve(State& state, dataplane::Direction direction) noexcept;
   // True: it has moved.
   bool look(const State& state) noexcept;
 

@@ -75,6 +75,24 @@ TEST_F(EventLogTest, EveryKindIsOneLine) {
   }
 }
 
+// A reserve is extended by whoever reserved it; the end of the numbers is the end.
+TEST_F(EventLogTest, OnlyTheLastNumberIsAnError) {
+  const Log log(pipe_[1], LogLevel::info);
+  EventLog events(log, [](dataplane::SaId) { return std::string(); });
+  const auto now = std::chrono::steady_clock::now();
+  Event e = event(EventKind::seq_exhausted);
+  events.tell(e, now);
+  EXPECT_TRUE(lines().empty());
+  EXPECT_THAT(event_text(e, ""), HasSubstr("the reserved numbers are used up at 4711"));
+  for (const std::uint64_t last :
+       {std::uint64_t{0xffffffff}, ~std::uint64_t{0} - (std::uint64_t{1} << 32)}) {
+    e.seq = last;
+    events.tell(e, now);
+    EXPECT_THAT(lines(),
+                testing::ElementsAre(AllOf(HasSubstr("error "), HasSubstr("numbers are used up"))));
+  }
+}
+
 // T16: who sends what is refused cannot fill the log.
 TEST_F(EventLogTest, T16SoManyLinesASecondAndThenACount) {
   const Log log(pipe_[1]);
