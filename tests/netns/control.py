@@ -313,11 +313,12 @@ def used_key(lab, a):
 
     def goes_on():
         try:
-            return a(f"{add} seq 1000", stdin=key)
+            a(f"{add} seq 1000", stdin=key)
+            return True
         except AssertionError as error:
             # The kernel takes a killed ring apart in its own time, and keeps the port until then.
             assert "in use" in str(error), error
-            return None
+            return False
 
     until(goes_on, "the port")
     a("sa flush")
