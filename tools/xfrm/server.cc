@@ -247,8 +247,10 @@ void Server::take_keeper(Session& session, front::Message message, UniqueFd memo
 // Devices first, policies last: at no moment can a packet find a way in the clear.
 void Server::take_back(UniqueFd memory) {
   std::vector<Keep::Record> records;
+  bool moved = false;
   try {
-    records = keep_.adopt(std::move(memory), [this] {
+    records = keep_.adopt(std::move(memory), [&] {
+      moved = true;
       service_.put_all();
       devices_.put_all();
     });
@@ -257,7 +259,7 @@ void Server::take_back(UniqueFd memory) {
                  e.what());
     return;
   }
-  if (records.empty()) return;
+  if (!moved) return;
   std::size_t devices = 0;
   std::size_t lost = 0;
   for (const Keep::Record& record : records)
@@ -266,9 +268,10 @@ void Server::take_back(UniqueFd memory) {
   const Service::Restored restored = service_.restore(records, output);
   publish(output.notices);
   lost += restored.lost;
-  log_.info("back from an espalierd before this one: " + std::to_string(devices) + " devices, " +
-            std::to_string(restored.states) + " states, " + std::to_string(restored.policies) +
-            " policies" + (lost == 0 ? "" : "; " + std::to_string(lost) + " not"));
+  if (!records.empty())
+    log_.info("back from an espalierd before this one: " + std::to_string(devices) + " devices, " +
+              std::to_string(restored.states) + " states, " + std::to_string(restored.policies) +
+              " policies" + (lost == 0 ? "" : "; " + std::to_string(lost) + " not"));
   front::Message message{};
   message.header.nlmsg_len = sizeof message;
   message.header.nlmsg_type = front::kKeep;
