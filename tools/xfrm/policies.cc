@@ -217,6 +217,8 @@ Policy& Policies::add(Policy policy, bool replace) {
     uninstall(policy);
     throw;
   }
+  Policy& kept = policies_.at(made.serial);
+  put(kept);  // before the old one's record goes: a daemon after us finds one of the two
   if (old != nullptr) {
     same->second = by_index_.at(index) = made.serial;
     by_id_.erase(*old->id);
@@ -225,8 +227,6 @@ Policy& Policies::add(Policy policy, bool replace) {
   } else {
     ++counts_[made.info.dir];
   }
-  Policy& kept = policies_.at(made.serial);
-  put(kept);
   return kept;
 }
 
