@@ -44,6 +44,7 @@ struct State {
   std::optional<dataplane::SaId> sa;      // none: larval
   Joins::Join* join = nullptr;
   Keep::Slot slot = Keep::kNone;
+  std::optional<dataplane::Direction> kept_direction;  // that it had in a daemon before
   Clock::time_point since;     // when it was added, to this daemon or one before
   std::chrono::seconds age{};  // that it had when it came to this one
 

@@ -85,6 +85,7 @@ const State* States::before(std::uint64_t serial) const noexcept {
 // Where a packet of it goes to tells whether it comes in here.
 Direction States::direction_of(const State& state) {
   if (state.direction) return *state.direction;
+  if (state.kept_direction) return *state.kept_direction;  // no listing of addresses for each of very many
   if (netlink_.is_local(state.destination())) return Direction::in;
   if (!netlink_.is_local(state.source()))
     throw Refused(EADDRNOTAVAIL, "neither " + state.source().str() + " nor " +
@@ -324,6 +325,8 @@ void States::ran_out(SaId sa) noexcept {
 }
 
 State& States::restore(State state, const Keep::Numbers& numbers) {
+  // Only what goes out has had numbers reserved.
+  state.kept_direction = numbers.limit != 0 ? Direction::out : Direction::in;
   // Up to there numbers may have been used, or seen.
   state.oseq = std::max(state.oseq, numbers.limit);
   state.seq = std::max(state.seq, numbers.seen);
