@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -97,18 +98,31 @@ void ControlServer::serve() {
       continue;
     }
     Client* const client = find(who);
-    if (client != nullptr && !advance(*client)) drop(*client);
+    if (client != nullptr && !survives(*client)) drop(*client);
   }
   if (newcomers) accept_all();
   const auto now = std::chrono::steady_clock::now();
   while (!clients_.empty() && clients_.front().active + kIdle <= now) drop(clients_.front());
 }
 
+// Without memory for an answer a client is dropped.
+bool ControlServer::survives(Client& client) noexcept {
+  try {
+    return advance(client);
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 void ControlServer::accept_all() {
   for (std::size_t i = 0; i < kMaxClients; ++i) {
-    auto caller = listener_.accept();
-    if (!caller) return;
-    add_client(std::move(*caller));
+    try {
+      auto caller = listener_.accept();
+      if (!caller) return;
+      add_client(std::move(*caller));
+    } catch (const std::bad_alloc&) {
+      continue;  // hung up on
+    }
   }
 }
 

@@ -115,6 +115,7 @@ class ControlServer {
   void add_client(UnixListener::Caller caller);
   // False: the client is gone.
   [[nodiscard]] bool advance(Client& client);
+  [[nodiscard]] bool survives(Client& client) noexcept;
   [[nodiscard]] bool read_some(Client& client);
   [[nodiscard]] bool write_some(Client& client);
   [[nodiscard]] bool wait_for_more(Client& client);

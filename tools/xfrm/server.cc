@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <system_error>
 
 #include "ifaces/shared_port.h"
@@ -85,17 +86,23 @@ void Server::take(std::span<const dataplane::Event> events) {
 
 void Server::accept_all() {
   for (std::size_t i = 0; i < kMaxSessions; ++i) {
-    auto caller = listener_.accept();
-    if (!caller) return;
-    if (!caller->allowed || sessions_.size() >= kMaxSessions) continue;
-    Session& session = sessions_.emplace_back();
-    session.fd = std::move(caller->fd);
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.ptr = &session;
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, session.fd.get(), &event) != 0)
-      sessions_.pop_back();
+    try {
+      auto caller = listener_.accept();
+      if (!caller) return;
+      if (caller->allowed && sessions_.size() < kMaxSessions) accept_one(std::move(*caller));
+    } catch (const std::bad_alloc&) {
+      continue;  // hung up on
+    }
   }
+}
+
+void Server::accept_one(UnixListener::Caller caller) {
+  Session& session = sessions_.emplace_back();
+  session.fd = std::move(caller.fd);
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = &session;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, session.fd.get(), &event) != 0) sessions_.pop_back();
 }
 
 bool Server::advance(Session& session) {
@@ -134,7 +141,8 @@ bool Server::flush(Session& session, bool& gone) {
 }
 
 bool Server::read_one(Session& session, bool& gone) {
-  const std::span room(reinterpret_cast<char*>(buffer_.data()), buffer_.size());
+  const std::span<std::uint8_t> buffer = buffer_.bytes();
+  const std::span room(reinterpret_cast<char*>(buffer.data()), buffer.size());
   std::vector<UniqueFd> descriptors;
   const ssize_t got = receive_with(session.fd.get(), room, descriptors, MSG_DONTWAIT);
   if (got <= 0) {
@@ -143,7 +151,7 @@ bool Server::read_one(Session& session, bool& gone) {
   }
   UniqueFd descriptor;
   if (!descriptors.empty()) descriptor = std::move(descriptors.front());
-  const std::span<std::uint8_t> datagram(buffer_.data(), static_cast<std::size_t>(got));
+  const std::span<std::uint8_t> datagram = buffer.first(static_cast<std::size_t>(got));
   front::Message message{};
   if (datagram.size() == sizeof message) {
     std::memcpy(&message, datagram.data(), sizeof message);

@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "crypto/secret.h"
 #include "dataplane/dataplane.h"
 #include "ifaces/netlink.h"
 #include "ifaces/unique_fd.h"
@@ -66,6 +67,7 @@ class Server : public ControlApi::Others {
   using Sessions = std::list<Session>;
 
   void accept_all();
+  void accept_one(UnixListener::Caller caller);
   // False: the client is gone.
   [[nodiscard]] bool advance(Session& session);
   [[nodiscard]] bool survives(Session& session) noexcept;
@@ -90,7 +92,7 @@ class Server : public ControlApi::Others {
   Keep& keep_;
   KeptDevices& devices_;
   Sessions sessions_;
-  std::vector<std::uint8_t> buffer_;
+  crypto::SecretBytes buffer_;  // keys pass through it
 };
 
 }  // namespace espalier::tools::xfrm

@@ -56,7 +56,24 @@ bool Service::is_dump(const nlmsghdr& header) noexcept {
          (header.nlmsg_flags & NLM_F_DUMP) != 0;
 }
 
+namespace {
+
+// Also when there is no memory for an answer.
+class Wiped {
+ public:
+  explicit Wiped(std::span<std::uint8_t> bytes) : bytes_(bytes) {}
+  ~Wiped() { crypto::wipe(bytes_); }
+  Wiped(const Wiped&) = delete;
+  Wiped& operator=(const Wiped&) = delete;
+
+ private:
+  std::span<std::uint8_t> bytes_;
+};
+
+}  // namespace
+
 void Service::handle(const Client& client, std::span<std::uint8_t> datagram, Output& output) {
+  const Wiped wiped(datagram);
   const dataplane::Dataplane::Batch batch(dataplane_);
   std::span<std::uint8_t> rest = datagram;
   while (rest.size() >= NLMSG_HDRLEN) {
@@ -66,7 +83,6 @@ void Service::handle(const Client& client, std::span<std::uint8_t> datagram, Out
     answer(client, *header, output);
     rest = rest.subspan(std::min<std::size_t>(NLMSG_ALIGN(length), rest.size()));
   }
-  crypto::wipe(datagram);
 }
 
 void Service::answer(const Client& client, nlmsghdr& header, Output& output) {
