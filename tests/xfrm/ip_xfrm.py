@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import front  # noqa: E402
 from lab.namespace import Namespace, exit_on_signals, require_root  # noqa: E402
+from lab.traffic import Flood  # noqa: E402
 from lab.wait import until  # noqa: E402
 
 A, B = "10.9.0.1", "10.9.0.2"
@@ -229,6 +230,7 @@ def traffic(a, b):
     again(a, forth)
     text = a.box.run("ping", "-c", "20", "-i", "0.01", "-W", "2", "10.7.0.2")
     assert " 0% packet loss" in text, text
+    replaced(a, b)
     expiry(a)
     acquire(a)
 
@@ -239,6 +241,48 @@ def again(a, forth):
     a.ip(f"xfrm state delete {state}")
     a.ip(f"xfrm state add {state} reqid 7 mode tunnel aead rfc4106(gcm(aes)) {forth} 128")
     assert "oseq 0x14" in a.ip(f"xfrm state get {state}")
+
+
+BLAST = """
+import socket
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for count in range(1 << 22):
+    out.sendto(bytes(60), ("10.7.0.2", 9))
+    if count == 100:
+        print("on", flush=True)
+"""
+
+
+def replaced(a, b):
+    """States are replaced under a flow, as at a rekey: nothing is lost, no number is missing."""
+    with front.front(a.front) as here, front.front(b.front) as there:
+
+        def replace(spi, old):
+            body = front.state_info(A, B, spi) + front.replay_esn(window=1024, words=32)
+            body += front.aead(secrets.token_bytes(36))
+            assert there.ask(front.NEWSA, body)[0] == 0
+            assert here.ask(front.NEWSA, body)[0] == 0
+            assert here.ask(front.DELSA, front.state_id(B, old))[0] == 0
+
+        flow = Flood(a.box, b.box, "10.7.0.1", "10.7.0.2")
+        flow.start()
+        replace(0x10000, 0x100)
+        for spi in range(0x10001, 0x10000 + 20):
+            before = flow.came
+            replace(spi, spi - 1)
+            until(lambda: flow.came > before or flow.errors, "packets pass")
+        flow.stop()
+        # At full rate, at which queues overflow, no packet meets one that has no numbers.
+        blast = a.box.start(sys.executable, "-c", BLAST, stdout=subprocess.PIPE)
+        assert blast.stdout.readline() == b"on\n"
+        for spi in range(0x10000 + 20, 0x10000 + 220):
+            replace(spi, spi - 1)
+        assert blast.poll() is None
+        blast.terminate()
+        blast.wait()
+    status = a.box.run(os.path.join(a.programs, "espalier"), "status", "--json",
+                       "--control", a.control)  # fmt: skip
+    assert json.loads(status)["drops"]["seq_exhausted"] == 0, status
 
 
 def expiry(a):
