@@ -144,7 +144,8 @@ PortShare& OuterSockets::share(const ifaces::Endpoint& local) {
 void OuterSockets::share_port(int fd) {
   const ifaces::Endpoint local = ifaces::shared_endpoint(fd);
   ifaces::let_share(fd);
-  share(local).steering.set_ike(fd);
+  const ifaces::SharedPort& steering = share(local).steering;
+  if (!steering.is_ike(fd)) steering.set_ike(fd);
 }
 
 bool OuterSockets::may_share(const ifaces::Endpoint& local) {

@@ -192,10 +192,10 @@ void SharedPort::set(std::uint32_t index, int fd) const {
   attr.value = pointer(&value);
   // A socket is in one map at most. That of a daemon that has ended lives as long as its program,
   // which attach() has replaced, and goes in the kernel's own time.
-  constexpr int kTries = 200;
+  constexpr int kTries = 4;
   for (int tries = 0; bpf(BPF_MAP_UPDATE_ELEM, attr) != 0; ++tries) {
     if (errno != EBUSY || tries == kTries) fail("bpf BPF_MAP_UPDATE_ELEM");
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 
@@ -206,14 +206,25 @@ void SharedPort::set_ike(int fd) const {
   set(kIke, fd);
 }
 
-bool SharedPort::has_ike() const noexcept {
+std::uint64_t SharedPort::ike_cookie() const noexcept {
   const std::uint32_t index = kIke;
   std::uint64_t cookie = 0;
   bpf_attr attr{};
   attr.map_fd = static_cast<std::uint32_t>(map_.get());
   attr.key = pointer(&index);
   attr.value = pointer(&cookie);
-  return bpf(BPF_MAP_LOOKUP_ELEM, attr) == 0;
+  return bpf(BPF_MAP_LOOKUP_ELEM, attr) == 0 ? cookie : 0;
+}
+
+bool SharedPort::has_ike() const noexcept {
+  return ike_cookie() != 0;
+}
+
+bool SharedPort::is_ike(int fd) const noexcept {
+  std::uint64_t cookie = 0;
+  socklen_t length = sizeof cookie;
+  return ::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) == 0 && cookie != 0 &&
+         cookie == ike_cookie();
 }
 
 }  // namespace espalier::ifaces

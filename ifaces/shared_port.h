@@ -34,14 +34,18 @@ class SharedPort {
   // The program decides for all sockets of the port of `fd`, from now on. Throws.
   void attach(int fd) const;
   // The socket of a worker, and the daemon's. In its place from now on; neither is kept open.
-  // Throws.
+  // Throws std::system_error: EBUSY if the map of a daemon before us has not gone yet, to be tried
+  // again.
   void set_worker(unsigned index, int fd) const;
   void set_ike(int fd) const;
+  // Is it the daemon's already?
+  [[nodiscard]] bool is_ike(int fd) const noexcept;
   // Is the daemon's socket still open?
   [[nodiscard]] bool has_ike() const noexcept;
 
  private:
   void set(std::uint32_t index, int fd) const;
+  [[nodiscard]] std::uint64_t ike_cookie() const noexcept;  // 0: none
 
   UniqueFd map_, program_;
 };

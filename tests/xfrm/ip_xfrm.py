@@ -47,11 +47,11 @@ class Gateway:
         self.front = os.path.join(self.folder, "xfrm.sock")
         self.daemon = None
 
-    def start(self):
+    def start(self, *options):
         with open(os.path.join(self.folder, "log"), "wb") as log:
             self.daemon = self.box.start(
                 os.path.join(self.programs, "espalierd"), "--control", self.control,
-                stdout=log, stderr=log,
+                *options, stdout=log, stderr=log,
             )  # fmt: skip
         until(self.is_there, "the XFRM socket")
 
@@ -199,7 +199,7 @@ def monitor(a):
     assert "spi 0x00004000" in text and "Deleted src" in text and "Flushed policy" in text, text
 
 
-def tunnel(a, b):
+def tunnel(a, b, encap=""):
     """The commands of a VTI by hand, on both sides. Returns the key of A's outbound state."""
     forth, back = key(), key()
     for here, there, spi_out, spi_in, k_out, k_in, inner in (
@@ -211,9 +211,9 @@ def tunnel(a, b):
         here.ip(f"addr add {inner}/24 dev vti01")
         here.ip("link set vti01 up")
         here.ip(f"xfrm state add src {h} dst {t} proto esp spi {spi_out} reqid 7 mode tunnel"
-                f" aead rfc4106(gcm(aes)) {k_out} 128")  # fmt: skip
+                f" aead rfc4106(gcm(aes)) {k_out} 128 {encap}")  # fmt: skip
         here.ip(f"xfrm state add src {t} dst {h} proto esp spi {spi_in} reqid 7 mode tunnel"
-                f" replay-window 32 aead rfc4106(gcm(aes)) {k_in} 128")  # fmt: skip
+                f" replay-window 32 aead rfc4106(gcm(aes)) {k_in} 128 {encap}")  # fmt: skip
         here.ip(f"xfrm policy add src 0/0 dst 0/0 dir out {TUNNEL.format(h, t)}")
         for direction in ("in", "fwd"):
             here.ip(f"xfrm policy add src 0/0 dst 0/0 dir {direction} {TUNNEL.format(t, h)}")

@@ -197,6 +197,44 @@ def without_device(a, b):
     print("without a device: good")
 
 
+NATT = """
+import signal, socket, sys
+daemon = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+daemon.bind(("0.0.0.0", 4500))
+for _ in range(2):  # a kernel says 0 the second time, too
+    daemon.setsockopt(socket.IPPROTO_UDP, 100, 2)
+print("bound", flush=True)
+signal.pause()
+"""
+
+
+def in_udp(a, b):
+    """One worker, whose socket nobody could join: states in UDP come back beside the IKE daemon's
+    socket, which has the port."""
+    daemons = []
+    for gateway in (a, b):
+        kill(gateway)
+        gateway.start("--workers", "1")
+        began = time.monotonic()
+        daemons.append(gateway.box.start(*gateway.exec(sys.executable, "-B", "-c", NATT),
+                                         stdout=subprocess.PIPE, text=True))  # fmt: skip
+        assert daemons[-1].stdout.readline() == "bound\n"
+        assert time.monotonic() - began < 0.9, "UDP_ENCAP took its time"
+    tunnel(a, b, "encap espinudp 4500 4500 0.0.0.0")
+    until(lambda: list(supervisors(a)) and all_hold(a), "it holds the memory")
+    for _ in range(3):
+        until(lambda: answered(a), "packets pass")
+        before = without_counts(a.ip("xfrm state"))
+        kill(a)
+        a.start("--workers", "1")
+        until(lambda: answered(a), "packets pass")
+        assert without_counts(a.ip("xfrm state")) == before
+    for daemon in daemons:
+        daemon.terminate()
+        daemon.wait()
+    print("in UDP: good")
+
+
 def gone(a):
     """Without a command that runs nothing is held: the next daemon is empty."""
     until(lambda: not list(supervisors(a)), "the supervisors are gone")
@@ -224,6 +262,7 @@ def main():
         lives(a, b)
         without_device(a, b)
         gone(a)
+        in_udp(a, b)
         for gateway in (a, b):
             gateway.stop()
 

@@ -7,8 +7,10 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "ifaces/address.h"
@@ -20,7 +22,8 @@ class NattSockets {
  public:
   explicit NattSockets(std::filesystem::path daemon) : daemon_(std::move(daemon)) {}
 
-  // `number`: of the descriptor in its process, of which `socket` is a copy. Returns 0 or an errno.
+  // `number`: of the descriptor in its process, of which `socket` is a copy. Returns 0 or an errno;
+  // what espalierd can do only later is done then, by look_for_daemon().
   [[nodiscard]] int hand_over(pid_t process, int number, const ifaces::UniqueFd& socket);
   // Was it handed over?
   [[nodiscard]] bool has(const ifaces::UniqueFd& socket) const noexcept;
@@ -29,18 +32,24 @@ class NattSockets {
 
   // Readable when espalierd has gone; -1: nothing to watch.
   [[nodiscard]] int link() const noexcept { return link_.get(); }
-  void lose_daemon() noexcept { link_.reset(-1); }
-  // There are sockets, and nobody has them.
-  [[nodiscard]] bool waits() const noexcept { return !known_.empty() && !link_; }
-  // Forgets those that are closed and hands the others over, if espalierd is there.
+  void lose_daemon() noexcept;
+  // Forgets those that are closed and hands over those that nobody has, if espalierd is there; it
+  // is asked less and less often for one that it refuses.
   void look_for_daemon();
+  // Until that should be called again; none: everything is handed over.
+  [[nodiscard]] std::optional<std::chrono::milliseconds> next_try() const noexcept;
 
  private:
+  using Clock = std::chrono::steady_clock;
   struct Known {
     pid_t process;
     int number;
     std::uint64_t cookie;
+    bool is_given;
+    std::chrono::milliseconds pause{};  // after a refusal
+    Clock::time_point next{};
   };
+  static void note(Known& known, int error) noexcept;
   [[nodiscard]] int tell(pid_t process, int socket);
 
   std::filesystem::path daemon_;

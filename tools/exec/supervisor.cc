@@ -132,8 +132,8 @@ bool Supervisor::is_keeper() const noexcept {
 
 // Ports first: the states that come back send from them.
 bool Supervisor::give_back() {
-  if (natt_.waits()) natt_.look_for_daemon();
-  return keeper_.connect() && !natt_.waits();
+  natt_.look_for_daemon();
+  return keeper_.connect();
 }
 
 int Supervisor::look_for_daemon() {
@@ -145,7 +145,10 @@ int Supervisor::look_for_daemon() {
   // Who listens for events must be told when there are some again.
   for (const auto& [cookie, relay] : relays_)
     if (relay->daemon_fd() < 0 && relay->state().groups != 0 && !away) away = !relay->connect();
-  return away ? kLookForDaemonMs : -1;
+  const auto next = natt_.next_try();
+  if (!next) return away ? kLookForDaemonMs : -1;
+  const auto wait = static_cast<int>(next->count());
+  return away ? std::min(wait, kLookForDaemonMs) : wait;
 }
 
 void Supervisor::serve_relays(std::span<const pollfd> ready) {

@@ -208,6 +208,7 @@ int Server::share_port(const UniqueFd& socket) noexcept {
   } catch (const std::exception& e) {
     why = e.what();
   }
+  if (error == EBUSY) return error;  // for a moment as a rule: espalier exec tries again
   log_.error("no ESP in UDP for an IKE daemon, its port cannot be shared: " + why);
   return error;
 }
