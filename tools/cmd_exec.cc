@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -83,6 +84,28 @@ void start_supervisor(const std::array<int, 2>& channel, const std::filesystem::
   supervise(channel[1], control);
 }
 
+// Under another `espalier exec`, whose supervisor goes on: there is one at most.
+bool is_served() {
+  const ifaces::UniqueFd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_XFRM));
+  int domain = 0;
+  socklen_t length = sizeof domain;
+  return socket && ::getsockopt(socket.get(), SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 &&
+         domain == AF_UNIX;
+}
+
+void start_service(const std::filesystem::path& control) {
+  std::array<int, 2> channel{};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel.data()) != 0) fail("socketpair");
+  start_supervisor(channel, control);
+  ::close(channel[1]);
+  {
+    const ifaces::UniqueFd listener = install_filter();
+    const std::array<char, 1> byte{};
+    if (send_with(channel[0], byte, listener.get()) < 0) fail("sendmsg");
+  }
+  ::close(channel[0]);
+}
+
 }  // namespace
 
 int run_exec(const std::vector<std::string>& words) {
@@ -98,17 +121,7 @@ int run_exec(const std::vector<std::string>& words) {
   const std::filesystem::path control =
       std::filesystem::absolute((*values)["control"].as<std::string>());
   static_cast<void>(ask(control, {{"op", "status"}}));  // one clear line if nobody is there
-
-  std::array<int, 2> channel{};
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel.data()) != 0) fail("socketpair");
-  start_supervisor(channel, control);
-  ::close(channel[1]);
-  {
-    const ifaces::UniqueFd listener = install_filter();
-    const std::array<char, 1> byte{};
-    if (send_with(channel[0], byte, listener.get()) < 0) fail("sendmsg");
-  }
-  ::close(channel[0]);
+  if (!is_served()) start_service(control);
 
   std::vector<char*> arguments;
   for (auto word = dashes + 1; word != words.end(); ++word)

@@ -384,6 +384,11 @@ def slow_reader(a):
         assert client.ask(front.FLUSHSA, b"\0")[0] == 0
 
 
+def inside(a):
+    """`espalier exec` in what runs in one already."""
+    assert "SAD count" in a.box.run(*a.exec(*a.exec("ip", "xfrm", "state", "count")))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--programs", required=True)
@@ -397,7 +402,7 @@ def main():
         for gateway, device in ((a, "a0"), (b, "b0")):
             gateway.box.ip(f"addr add {gateway.address}/24 dev {device}")
             gateway.start()
-        for what in (states, policies, monitor, malformed, slow_reader):
+        for what in (states, policies, monitor, malformed, slow_reader, inside):
             what(a)
             print(f"{what.__name__}: good")
         traffic(a, b)

@@ -34,6 +34,15 @@ constexpr std::chrono::milliseconds kKeepAfter{300};
 constexpr std::size_t kMaxSend = 65536;
 constexpr std::size_t kMaxParts = 16;  // of a sendmsg()
 
+// Whatever fails is tried again in the next turn: who is held in a call waits for the supervisor.
+template <class Action>
+void attempt(const Action& action) noexcept {
+  try {
+    action();
+  } catch (const std::exception&) {  // out of memory or of descriptors
+  }
+}
+
 // What a command sends: its bytes, gathered. Empty if it cannot be read.
 std::vector<std::uint8_t> sent_bytes(const Process& process, int call, Arguments a) {
   std::vector<iovec> parts;
@@ -103,7 +112,8 @@ Supervisor::Supervisor(ifaces::UniqueFd listener, std::filesystem::path control)
 
 void Supervisor::run() {
   for (;;) {
-    const int wait = look_for_daemon();
+    int wait = kLookForDaemonMs;
+    attempt([&] { wait = look_for_daemon(); });
     std::vector<pollfd> fds{{listener_.get(), POLLIN, 0}, {keeper_.fd(), POLLIN, 0}};
     if (natt_.link() >= 0) fds.push_back({natt_.link(), POLLIN, 0});
     for (const auto& [cookie, relay] : relays_) {
@@ -115,13 +125,15 @@ void Supervisor::run() {
     if (count < 0 && errno != EINTR) return;
     if (count <= 0) continue;
     if ((fds[0].revents & (POLLHUP | POLLERR)) != 0) return;
-    if (keeper_.fd() >= 0 && fds[1].revents != 0) {
-      keeper_.serve();
-      if (keeper_.fd() < 0) natt_.lose_daemon();
-    }
-    // Before a request can reach a daemon that knows nothing yet.
-    if (keeper_.fd() < 0 && is_keeper()) static_cast<void>(give_back());
-    serve_relays(std::span(fds).subspan(2));
+    attempt([&] {
+      if (keeper_.fd() >= 0 && fds[1].revents != 0) {
+        keeper_.serve();
+        if (keeper_.fd() < 0) natt_.lose_daemon();
+      }
+      // Before a request can reach a daemon that knows nothing yet.
+      if (keeper_.fd() < 0 && is_keeper()) static_cast<void>(give_back());
+    });
+    attempt([&] { serve_relays(std::span(fds).subspan(2)); });
     if ((fds[0].revents & POLLIN) != 0) serve_call();
   }
 }
@@ -214,6 +226,8 @@ bool Supervisor::make_socket(const seccomp_notif& call) {
   const bool close_on_exec = (type & SOCK_CLOEXEC) != 0;
 
   if (static_cast<int>(call.data.args[2]) == NETLINK_ROUTE) {
+    // It would have this process's rights; who may make no device needs none of these.
+    if (!process.may_configure()) return false;
     const ifaces::UniqueFd fd(::socket(AF_NETLINK, type, NETLINK_ROUTE));
     if (!fd || !still_waiting(call)) return false;
     for (int i = 0; i < kRouteCount; ++i) {
@@ -257,26 +271,28 @@ Relay* Supervisor::relay_of(const ifaces::UniqueFd& socket) noexcept {
 Supervisor::Verdict Supervisor::judge(const seccomp_notif& call) {
   const Process process(static_cast<pid_t>(call.pid));
   const Arguments a(&call.data.args[0], std::size(call.data.args));
-  const auto number = static_cast<int>(a[0]);
+  // The descriptor that the call is about. Only then: if the caller has ended, its number may be
+  // another process's already, and so what was fetched.
+  const ifaces::UniqueFd socket = process.descriptor(static_cast<int>(a[0]));
+  if (!still_waiting(call)) return native();
   switch (call.data.nr) {
     case SYS_sendmsg:
     case SYS_sendto:
     case SYS_write:
-      return on_send(process, call.data.nr, a);
+      return on_send(process, socket, call.data.nr, a);
     case SYS_ioctl:
       return on_tunnel(process, a);
     case SYS_setsockopt:
-      if (static_cast<int>(a[1]) == IPPROTO_UDP) return on_udp_option(process, a);
+      if (static_cast<int>(a[1]) == IPPROTO_UDP) return on_udp_option(process, socket, a);
       // Only a kernel with XFRM could let these sockets pass its policies; ours never sees them.
       if (static_cast<int>(a[1]) != SOL_NETLINK) return done();
       break;
     default:
       break;
   }
-  const ifaces::UniqueFd socket = process.descriptor(number);
   Relay* relay = relay_of(socket);
   if (relay == nullptr && call.data.nr == SYS_bind) return on_udp_bind(process, socket, a);
-  if (relay == nullptr || !still_waiting(call)) return native();
+  if (relay == nullptr) return native();
   if (call.data.nr == SYS_bind) return on_bind(process, *relay, a);
   if (call.data.nr == SYS_getsockname) return on_getsockname(process, *relay, a);
   return on_option(process, *relay, a);
@@ -333,10 +349,10 @@ Supervisor::Verdict Supervisor::on_udp_bind(const Process& process, const ifaces
 // The kernel itself must not see UDP_ENCAP: without ESP in it, it would drop every ESP packet of
 // the socket, and tell the sender that the port is closed. UDP_GRO is espalierd's business from
 // then on: what is merged may be ESP as well.
-Supervisor::Verdict Supervisor::on_udp_option(const Process& process, Arguments a) {
+Supervisor::Verdict Supervisor::on_udp_option(const Process& process, const ifaces::UniqueFd& copy,
+                                              Arguments a) {
   const auto number = static_cast<int>(a[0]);
   const auto value = process.read<std::int32_t>(a[3]);
-  const ifaces::UniqueFd copy = process.descriptor(number);
   if (!copy || !value) return native();
   if (static_cast<int>(a[2]) == UDP_GRO) return natt_.has(copy) ? done() : native();
   if (*value != UDP_ENCAP_ESPINUDP || !process.may_configure()) return native();
@@ -344,7 +360,8 @@ Supervisor::Verdict Supervisor::on_udp_option(const Process& process, Arguments 
   return error == 0 ? done() : failed(error);
 }
 
-Supervisor::Verdict Supervisor::on_send(const Process& process, int call, Arguments a) const {
+Supervisor::Verdict Supervisor::on_send(const Process& process, const ifaces::UniqueFd& socket,
+                                        int call, Arguments a) const {
   const auto request = parse_new_link(sent_bytes(process, call, a));
   if (!request || !process.may_configure()) return native();
   try {
@@ -353,7 +370,6 @@ Supervisor::Verdict Supervisor::on_send(const Process& process, int call, Argume
     // The kernel answers for us: the name is taken, or the kind unknown.
     return native();
   }
-  const ifaces::UniqueFd socket = process.descriptor(static_cast<int>(a[0]));
   const ssize_t sent = ::send(socket.get(), request->rest.data(), request->rest.size(), 0);
   return sent < 0 ? failed(errno)
                   : done(call == SYS_sendmsg || call == SYS_write || call == SYS_sendto

@@ -61,8 +61,10 @@ class Supervisor {
   [[nodiscard]] static Verdict on_option(const Process& process, Relay& relay, Arguments a);
   [[nodiscard]] Verdict on_udp_bind(const Process& process, const ifaces::UniqueFd& socket,
                                     Arguments a) const;
-  [[nodiscard]] Verdict on_udp_option(const Process& process, Arguments a);
-  [[nodiscard]] Verdict on_send(const Process& process, int call, Arguments a) const;
+  [[nodiscard]] Verdict on_udp_option(const Process& process, const ifaces::UniqueFd& copy,
+                                      Arguments a);
+  [[nodiscard]] Verdict on_send(const Process& process, const ifaces::UniqueFd& socket, int call,
+                                Arguments a) const;
   [[nodiscard]] Verdict on_tunnel(const Process& process, Arguments a) const;
   [[nodiscard]] Relay* relay_of(const ifaces::UniqueFd& socket) noexcept;
   void serve_relays(std::span<const pollfd> ready);
