@@ -384,6 +384,18 @@ def slow_reader(a):
         assert client.ask(front.FLUSHSA, b"\0")[0] == 0
 
 
+def half_a_device(a):
+    """Of a creation that fails nothing remains."""
+    kinds = {"vt8": f"type vti local {A} remote {B} key 8", "xf8": "type xfrm dev lo if_id 8"}
+    for name, kind in kinds.items():
+        a.refuses(f"link add {name} mtu 99999 {kind}", "maximum")
+        a.refuses(f"link add {name} netns 1 {kind}", "not supported")
+        assert name not in a.box.links()
+        a.ip(f"link add {name} mtu 1300 {kind}")
+        assert "mtu 1300" in a.box.ip(f"link show {name}")
+        a.ip(f"link del {name}")
+
+
 def inside(a):
     """`espalier exec` in what runs in one already."""
     assert "SAD count" in a.box.run(*a.exec(*a.exec("ip", "xfrm", "state", "count")))
@@ -402,7 +414,7 @@ def main():
         for gateway, device in ((a, "a0"), (b, "b0")):
             gateway.box.ip(f"addr add {gateway.address}/24 dev {device}")
             gateway.start()
-        for what in (states, policies, monitor, malformed, slow_reader, inside):
+        for what in (states, policies, monitor, malformed, slow_reader, half_a_device, inside):
             what(a)
             print(f"{what.__name__}: good")
         traffic(a, b)

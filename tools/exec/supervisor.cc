@@ -70,6 +70,36 @@ std::vector<std::uint8_t> sent_bytes(const Process& process, int call, Arguments
   return bytes;
 }
 
+int option_of(int fd, int option) noexcept {
+  int value = 0;
+  socklen_t length = sizeof value;
+  return ::getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 ? value : -1;
+}
+
+// Any descriptor may have got a number of the filter's block.
+bool is_route_socket(const ifaces::UniqueFd& socket) noexcept {
+  return socket && option_of(socket.get(), SO_DOMAIN) == AF_NETLINK &&
+         option_of(socket.get(), SO_PROTOCOL) == NETLINK_ROUTE;
+}
+
+// Does a request that changes a device succeed? Done twice it does no harm.
+bool kernel_applies(std::span<const std::uint8_t> request) {
+  std::vector<std::uint8_t> bytes(request.begin(), request.end());
+  nlmsghdr header{};
+  std::memcpy(&header, bytes.data(), sizeof header);
+  header.nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
+  header.nlmsg_pid = 0;
+  std::memcpy(bytes.data(), &header, sizeof header);
+  const ifaces::UniqueFd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+  if (!socket || ::send(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT) < 0) return false;
+  struct {
+    nlmsghdr header;
+    nlmsgerr error;
+  } answer{};  // there when send() returns; what is cut off is the request
+  return ::recv(socket.get(), &answer, sizeof answer, MSG_DONTWAIT) == ssize_t{sizeof answer} &&
+         answer.header.nlmsg_type == NLMSG_ERROR && answer.error.error == 0;
+}
+
 nlohmann::json vti_request(const char* op, const dataplane::DeviceSpec& device) {
   nlohmann::json request{{"op", op},
                          {"name", device.name},
@@ -363,15 +393,24 @@ Supervisor::Verdict Supervisor::on_udp_option(const Process& process, const ifac
 Supervisor::Verdict Supervisor::on_send(const Process& process, const ifaces::UniqueFd& socket,
                                         int call, Arguments a) const {
   const auto request = parse_new_link(sent_bytes(process, call, a));
-  if (!request || !process.may_configure()) return native();
+  if (!request || !is_route_socket(socket) || !process.may_configure()) return native();
+  if (request->elsewhere) return failed(EOPNOTSUPP);  // espalierd's queues would not follow
   try {
     static_cast<void>(ask(control_, vti_request("vti-add", request->device)));
   } catch (const ControlError&) {
     // The kernel answers for us: the name is taken, or the kind unknown.
     return native();
   }
-  const ssize_t sent = ::send(socket.get(), request->rest.data(), request->rest.size(), 0);
-  return sent < 0 ? failed(errno)
+  // The kernel tells the command what is wrong, on its own socket: there we cannot look.
+  const bool applies = kernel_applies(request->rest);
+  const ssize_t sent =
+      ::send(socket.get(), request->rest.data(), request->rest.size(), MSG_DONTWAIT);
+  const int error = errno;
+  if (sent < 0 || !applies) try {
+      static_cast<void>(ask(control_, {{"op", "vti-delete"}, {"name", request->device.name}}));
+    } catch (const ControlError&) {  // gone already
+    }
+  return sent < 0 ? failed(error)
                   : done(call == SYS_sendmsg || call == SYS_write || call == SYS_sendto
                              ? static_cast<std::int64_t>(sent)
                              : 0);

@@ -124,6 +124,8 @@ std::optional<TunnelRequest> parse_new_link(std::span<const std::uint8_t> messag
                               ? read_vti(info[IFLA_INFO_DATA], request.device)
                               : kind == "xfrm" && read_xfrm(info[IFLA_INFO_DATA], request.device);
   if (!understood || request.device.name.empty()) return std::nullopt;
+  request.elsewhere = link[IFLA_NET_NS_PID] != nullptr || link[IFLA_NET_NS_FD] != nullptr ||
+                      link[IFLA_TARGET_NETNSID] != nullptr;
   request.rest = without_kind(header, message.first(header.nlmsg_len));
   return request;
 }

@@ -20,6 +20,7 @@ struct TunnelRequest {
   // The same message without what this kernel does not know: the device is there by then, and the
   // kernel itself applies the rest (MTU, up, …) and acknowledges.
   std::vector<std::uint8_t> rest;
+  bool elsewhere = false;  // in another network namespace
 };
 
 // `message` is what the command sends on a NETLINK_ROUTE socket. Empty if it is not one request to
