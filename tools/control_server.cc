@@ -18,7 +18,6 @@
 namespace espalier::tools {
 namespace {
 
-using ifaces::UniqueFd;
 using nlohmann::json;
 
 constexpr int kRequestsPerTurn = 16;  // then the others, and the daemon's own work, have a turn

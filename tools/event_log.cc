@@ -62,7 +62,7 @@ LogLevel level_of(const Event& event) {
 }  // namespace
 
 std::string event_text(const Event& event, const std::string& conn) {
-  const std::string sa = subject(event, conn);
+  std::string sa = subject(event, conn);
   switch (event.kind) {
     case EventKind::acquire:
       return "reqid " + std::to_string(event.reqid) + ": no SA for " + packets(event.count) +
