@@ -225,6 +225,35 @@ def words_seeds():
     yield b'\3{"sas":[{"spi":1}],"conns":[{"name":"a","up":true}],"devices":[{"name":"vti01"}]}'
 
 
+def attribute(kind, value):
+    return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
+
+
+def new_link(name, kind, data):
+    """RTM_NEWLINK, as `ip link add` writes it."""
+    info = attribute(1, kind) + attribute(2, b"".join(attribute(k, v) for k, v in data))
+    body = bytes(16) + attribute(3, name + b"\0") + attribute(4, struct.pack("=I", 1380))
+    body += attribute(18, info)
+    return struct.pack("=IHHII", 16 + len(body), 16, 0x605, 1, 0) + body
+
+
+def xfrm_seeds(folder):
+    datagrams = []
+    with open(os.path.join(folder, "..", "xfrm", "ip_xfrm.txt"), encoding="ascii") as file:
+        for line in file:
+            if not line.startswith("#"):
+                datagrams.append(bytes.fromhex(line))
+                yield b"\6" + datagrams[-1]
+    # In one datagram, as deleteall has them.
+    yield b"\0" + b"".join(d + bytes(-len(d) % 4) for d in datagrams)[:4000]
+    ends = [(4, bytes([10, 9, 0, 1])), (5, bytes([10, 9, 0, 2]))]
+    keys = [(2, bytes([0, 0, 0, 42])), (3, bytes([0, 0, 0, 42]))]
+    yield b"\1" + new_link(b"vti01", b"vti", keys + ends)
+    yield b"\1" + new_link(b"vti02", b"vti6", keys + [(4, bytes(15) + b"\1"), (5, bytes(16))])
+    yield b"\1" + new_link(b"ipsec0", b"xfrm", [(1, struct.pack("=I", 1)), (2, struct.pack("=I", 7))])
+    yield b"\1" + new_link(b"veth1", b"veth", [(1, bytes(16))])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", required=True)
@@ -238,6 +267,7 @@ def main():
         "icmp": icmp_seeds(),
         "control": control_seeds(),
         "words": words_seeds(),
+        "xfrm": xfrm_seeds(options.vectors),
     }
     for target, seeds in makers.items():
         folder = os.path.join(options.out, target)
