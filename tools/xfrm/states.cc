@@ -85,7 +85,8 @@ const State* States::before(std::uint64_t serial) const noexcept {
 // Where a packet of it goes to tells whether it comes in here.
 Direction States::direction_of(const State& state) {
   if (state.direction) return *state.direction;
-  if (state.kept_direction) return *state.kept_direction;  // no listing of addresses for each of very many
+  if (state.kept_direction)
+    return *state.kept_direction;  // no listing of addresses for each of very many
   if (netlink_.is_local(state.destination())) return Direction::in;
   if (!netlink_.is_local(state.source()))
     throw Refused(EADDRNOTAVAIL, "neither " + state.source().str() + " nor " +
