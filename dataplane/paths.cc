@@ -3,16 +3,13 @@
 #include <system_error>
 #include <unordered_set>
 
-#include "dataplane/icmp.h"
 #include "dataplane/reporter.h"
 #include "ifaces/esp_socket.h"
 
 namespace espalier::dataplane {
-namespace {
 
-// Is `report`, whose SPI it is, about a packet of `sa`: both addresses, with UDP both ports?
 bool is_about(const TooBig& report, const OutboundSa& sa) noexcept {
-  if (sa.encapsulation != report.encapsulation) return false;
+  if (sa.spi != report.spi || sa.encapsulation != report.encapsulation) return false;
   const ifaces::Endpoint peer = sa.peer->get();
   const ifaces::Endpoint& local = sa.socket->local;
   if (report.peer.address != peer.address) return false;
@@ -21,19 +18,19 @@ bool is_about(const TooBig& report, const OutboundSa& sa) noexcept {
          (report.peer.port == peer.port && report.local.port == local.port);
 }
 
-}  // namespace
+bool learn(const TooBig& report, const OutboundSa& sa, std::int64_t now_ns) noexcept {
+  const bool ipv6 = report.peer.address.family == ifaces::Family::v6;
+  return sa.peer->path().learn(report.mtu, report.length, ipv6, now_ns);
+}
 
 bool PathWatch::take_reports(std::vector<Event>& events) {
   constexpr int kMost = 64;
   TooBig report;
   for (int i = 0; i < kMost; ++i) {
     if (!workers_.front().reports().take(report)) return false;
-    const bool ipv6 = report.peer.address.family == ifaces::Family::v6;
     const std::int64_t now_ns = coarse_now_ns();
     for (const OutboundSa* sa = tables_.outbound(report.spi); sa != nullptr; sa = sa->same_spi) {
-      if (!is_about(report, *sa) ||
-          !sa->peer->path().learn(report.mtu, report.length, ipv6, now_ns))
-        continue;
+      if (!is_about(report, *sa) || !learn(report, *sa, now_ns)) continue;
       Event event = sa_event(EventKind::path_mtu, *sa, Direction::out);
       event.path_mtu = sa->peer->path().get(now_ns);
       event.when = std::chrono::steady_clock::now();

@@ -7,12 +7,19 @@
 #include <vector>
 
 #include "dataplane/event.h"
+#include "dataplane/icmp.h"
 #include "dataplane/outer_sockets.h"
 #include "dataplane/tables.h"
 #include "dataplane/workers.h"
 #include "ifaces/netlink.h"
 
 namespace espalier::dataplane {
+
+// Is `report` about a packet of `sa`: its SPI, both addresses, with UDP both ports?
+[[nodiscard]] bool is_about(const TooBig& report, const OutboundSa& sa) noexcept;
+
+// Learns from a report that is. True if the path MTU is another now.
+bool learn(const TooBig& report, const OutboundSa& sa, std::int64_t now_ns) noexcept;
 
 class PathWatch {
  public:
