@@ -124,7 +124,6 @@ std::unique_ptr<SequenceKeeper> open_keeper(const ConnIdentity& identity, const 
 RunningConn::RunningConn(const Site& site, PreparedConn prepared)
     : site_(site),
       identity_(std::move(prepared.identity)),
-      own_(prepared.own),
       reqid_(prepared.compiled.sa_out.reqid),
       device_spec_(prepared.compiled.device),
       local_(prepared.compiled.sa_out.local),

@@ -101,7 +101,6 @@ class RunningConn {
 
   const Site& site_;
   ConnIdentity identity_;
-  Side own_;
   std::uint32_t reqid_;
   dataplane::DeviceSpec device_spec_;
   std::unique_ptr<SequenceKeeper> keeper_;  // null: policies only

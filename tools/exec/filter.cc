@@ -54,15 +54,16 @@ ifaces::UniqueFd install_filter() {
   trap(context.get(), SCMP_SYS(bind), {});
   trap(context.get(), SCMP_SYS(getsockname), {});
   trap(context.get(), SCMP_SYS(setsockopt), {is(1, SOL_NETLINK)});
-  for (const unsigned option : {UDP_ENCAP, UDP_GRO})
-    trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_UDP), is(2, option)});
+  for (const int option : {UDP_ENCAP, UDP_GRO})
+    trap(context.get(), SCMP_SYS(setsockopt),
+         {is(1, IPPROTO_UDP), is(2, static_cast<unsigned>(option))});
   trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_IP), is(2, IP_XFRM_POLICY)});
   trap(context.get(), SCMP_SYS(setsockopt), {is(1, IPPROTO_IPV6), is(2, IPV6_XFRM_POLICY)});
   for (const int call : {SCMP_SYS(sendmsg), SCMP_SYS(sendto), SCMP_SYS(write)})
     trap(context.get(), call,
          {{0, SCMP_CMP_MASKED_EQ, kIntMask & ~scmp_datum_t{kRouteCount - 1}, kRouteFirst}});
-  for (const unsigned request : {SIOCGETTUNNEL, SIOCADDTUNNEL, SIOCDELTUNNEL, SIOCCHGTUNNEL})
-    trap(context.get(), SCMP_SYS(ioctl), {is(1, request)});
+  for (const int request : {SIOCGETTUNNEL, SIOCADDTUNNEL, SIOCDELTUNNEL, SIOCCHGTUNNEL})
+    trap(context.get(), SCMP_SYS(ioctl), {is(1, static_cast<unsigned>(request))});
 
   check(seccomp_load(context.get()), "seccomp filter");
   const int fd = seccomp_notify_fd(context.get());
