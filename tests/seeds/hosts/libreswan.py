@@ -16,11 +16,12 @@ class Libreswan(Host):
         self.pluto = self.log = None
         self.run("ipsec", "--checknss")
 
-    def make_vti(self, device, local, remote, key, address):
+    def make_vti(self, device, local, remote, key, address=None):
         """What pluto's script does for IPv4 and leaves to others for IPv6; it takes a device that is there."""
         words = f"ip link add {device} type vti6 local {local} remote {remote} key {key}"
         self.run(*self.exec(*words.split()))
-        self.ip(f"address add {address} dev {device}")
+        if address:
+            self.ip(f"address add {address} dev {device}")
         self.ip(f"link set {device} up")
 
     def host_key(self):

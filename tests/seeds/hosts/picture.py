@@ -88,7 +88,7 @@ class Picture:
                 self.masquerade(box, "eth0")
             gateway, length = self._neighbour(address)
             self.wire(box, "eth0", address, router, f"eth{number}", f"{gateway}/{length}")
-            box.ip(f"route add default via {gateway}")
+            box.ip(f"{'-6 ' if ':' in gateway else ''}route add default via {gateway}")
         return router
 
     @staticmethod
@@ -101,6 +101,8 @@ class Picture:
     @staticmethod
     def _neighbour(address):
         address, length = address.split("/")
+        if ":" in address:
+            return address.rsplit(":", 1)[0] + ":fe", length
         return address.rsplit(".", 1)[0] + ".254", length
 
     def __enter__(self):
