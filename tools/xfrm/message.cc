@@ -32,6 +32,7 @@ const std::array<nla_policy, kMaxAttribute + 1>& lengths() {
     all[XFRMA_COADDR] = at_least(sizeof(xfrm_address_t));
     all[XFRMA_POLICY_TYPE] = at_least(sizeof(xfrm_userpolicy_type));
     all[XFRMA_KMADDRESS] = at_least(sizeof(xfrm_user_kmaddress));
+    all[XFRMA_MIGRATE] = at_least(sizeof(xfrm_user_migrate));
     all[XFRMA_MARK] = at_least(sizeof(xfrm_mark));
     all[XFRMA_PROTO] = at_least(1);
     all[XFRMA_ADDRESS_FILTER] = at_least(sizeof(xfrm_address_filter));

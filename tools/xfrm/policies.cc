@@ -258,6 +258,44 @@ void Policies::remove(Policy& policy) noexcept {
   policies_.erase(policy.serial);
 }
 
+// As the kernel, whatever its mark; but where several are named, as those of routed tunnels with
+// marks are, the one that has such a template.
+Policy& Policies::find(const xfrm_userpolicy_id& id, const Migration& migration) {
+  Policy* found = nullptr;
+  bool named = false;
+  for (auto& [serial, policy] : policies_) {
+    if (policy.info.dir != id.dir || !names(id.sel, policy.info.sel)) continue;
+    if (migration.if_id != 0 && policy.if_id != migration.if_id) continue;
+    named = true;
+    if (found != nullptr && found->info.priority <= policy.info.priority) continue;
+    if (!moved(migration, policy.templates).empty()) found = &policy;
+  }
+  if (!named) throw Refused(ENOENT, "Target policy not found");
+  if (found == nullptr) throw Refused(ENODATA, "no template of the policy has these addresses");
+  return *found;
+}
+
+void Policies::migrate(Policy& policy, const Migration& migration) {
+  Policy next;
+  next.info = policy.info;
+  next.mark = policy.mark;
+  next.if_id = policy.if_id;
+  next.added = policy.added;
+  next.serial = policy.serial;
+  next.templates = moved(migration, policy.templates);
+  install(next);
+  try {
+    by_id_.emplace(*next.id, next.serial);
+  } catch (...) {
+    uninstall(next);
+    throw;
+  }
+  put(next);
+  by_id_.erase(*policy.id);
+  uninstall(policy);
+  policy = std::move(next);
+}
+
 // The time of the last packet: strongSwan takes it for a sign of life of its peer.
 xfrm_userpolicy_info Policies::info_of(const Policy& policy) const {
   xfrm_userpolicy_info out = policy.info;

@@ -16,6 +16,7 @@
 #include "tools/keep.h"
 #include "tools/xfrm/joins.h"
 #include "tools/xfrm/message.h"
+#include "tools/xfrm/migration.h"
 #include "tools/xfrm/policy_routes.h"
 
 namespace espalier::tools::xfrm {
@@ -63,6 +64,9 @@ class Policies {
   // changed.
   Policy& add(Policy policy, bool replace);
   void remove(Policy& policy) noexcept;
+  // The policy that is to move, and its move. It stays where it is in listings. Both throw Refused.
+  [[nodiscard]] Policy& find(const xfrm_userpolicy_id& id, const Migration& migration);
+  void migrate(Policy& policy, const Migration& migration);
 
   // The structure and the attributes of NEWPOLICY.
   [[nodiscard]] xfrm_userpolicy_info info_of(const Policy& policy) const;

@@ -46,6 +46,8 @@ Service::Handler Service::handler_of(std::uint16_t type) noexcept {
       return &Service::set_default;
     case XFRM_MSG_GETDEFAULT:
       return &Service::get_default;
+    case XFRM_MSG_MIGRATE:
+      return &Service::migrate;
     default:
       return nullptr;
   }
@@ -92,9 +94,6 @@ void Service::answer(const Client& client, nlmsghdr& header, Output& output) {
     if ((header.nlmsg_flags & NLM_F_REQUEST) != 0 && header.nlmsg_type >= NLMSG_MIN_TYPE) {
       if (is_dump(header)) return start_dump(call);
       const Handler handler = handler_of(header.nlmsg_type);
-      // As a kernel that was built without it: libreswan asks.
-      if (header.nlmsg_type == XFRM_MSG_MIGRATE)
-        throw Refused(ENOPROTOOPT, "no MIGRATE: delete the state and add it again");
       if (handler == nullptr) throw Refused(EINVAL);
       (this->*handler)(call);
     }

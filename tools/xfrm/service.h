@@ -133,6 +133,9 @@ class Service {
   [[nodiscard]] Reply describe(const State& state, Reply::To to, std::uint16_t flags,
                                std::uint16_t type = XFRM_MSG_NEWSA) const;
 
+  // both
+  void migrate(const Call& call);
+
   // policies
   void add_policy(const Call& call);
   void delete_policy(const Call& call);

@@ -147,6 +147,10 @@ void States::install(State& state) {
 
 void States::uninstall(State& state) noexcept {
   if (keep_ != nullptr) keep_->erase(std::exchange(state.slot, Keep::kNone));
+  detach(state);
+}
+
+void States::detach(State& state) noexcept {
   if (state.sa) {
     state.join->states.erase(*state.sa);
     dataplane_.remove_sa(*state.sa);

@@ -8,12 +8,15 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <tuple>
 #include <unordered_map>
+#include <vector>
 
 #include "dataplane/dataplane.h"
 #include "ifaces/netlink.h"
 #include "tools/xfrm/joins.h"
+#include "tools/xfrm/migration.h"
 #include "tools/xfrm/state.h"
 
 namespace espalier::tools::xfrm {
@@ -42,6 +45,20 @@ class States {
   // A larval state with a free SPI between the two; it goes at `ends`.
   State& allocate_spi(State state, std::uint32_t first, std::uint32_t last, Clock::time_point ends);
   void remove(State& state) noexcept;
+  // Those that live and are met go on at the new addresses: keys, numbers, counters. What was going
+  // on there and cannot any more is told as expired.
+  struct Place {
+    std::uint16_t family;
+    xfrm_address_t source, destination;
+    std::optional<xfrm_encap_tmpl> encap;
+  };
+  struct Moving {
+    State* state;
+    Place from, to;
+  };
+  using Moves = std::vector<Moving>;
+  Moves migrate(const Migration& migration);
+  void put_back(std::span<const Moving> moves) noexcept;
   // One that a daemon before us kept: goes on behind its numbers. Like add().
   State& restore(State state, const Keep::Numbers& numbers);
   // All of them are put into the memory that is in use now.
@@ -67,6 +84,12 @@ class States {
   // Gives it an SA of the data plane; and takes that away again.
   void install(State& state);
   void uninstall(State& state) noexcept;
+  void detach(State& state) noexcept;  // that, but for its record
+  [[nodiscard]] std::vector<State*> met_by(const xfrm_user_migrate& move, std::uint32_t if_id);
+  void check_place(const State& state, const Place& place, const Moves& moving) const;
+  void take_along(State& state);
+  void place(State& state, const Place& place);
+  void give_up(State& state) noexcept;
   [[nodiscard]] dataplane::Direction direction_of(const State& state);
   [[nodiscard]] bool is_free(const xfrm_id& id, std::uint16_t family) const;
   void change_in_place(State& old, State state);
