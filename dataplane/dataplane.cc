@@ -301,6 +301,15 @@ void Dataplane::remove_sa(SaId id) {
   }
 }
 
+void Dataplane::expect_sa(Spi spi, const ifaces::IpAddress& local) {
+  state_->tables.expect(spi, local);
+}
+
+void Dataplane::expect_no_more(Spi spi, const ifaces::IpAddress& local) {
+  state_->tables.expect_no_more(spi, local);
+  state_->grace();
+}
+
 // ------------------------------------------------------------------------------ the life of an SA
 
 // Where an SA may start: never where its key has been before, in either direction. Inbound, what

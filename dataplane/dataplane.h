@@ -113,6 +113,11 @@ class Dataplane {
   // is.
   SaId add_sa(SaSpec spec);
   void remove_sa(SaId id);
+  // An SPI was given out for an SA that is being agreed upon: what comes for it waits until
+  // add_sa() brings the keys, a little while and not too much of it (early_packets.h).
+  void expect_sa(Spi spi, const ifaces::IpAddress& local);
+  // To be called when the keys are there as well: it wakes who holds packets.
+  void expect_no_more(Spi spi, const ifaces::IpAddress& local);
   // Live: no packet is lost, no number forgotten. Throws std::invalid_argument for an unknown SA.
   void update_sa(SaId id, const SaUpdate& update);
   [[nodiscard]] std::optional<SaId> find_sa(Direction direction, Spi spi,

@@ -26,6 +26,7 @@ namespace espalier::dataplane {
   /* inbound */                                                                                   \
   X(too_short, "shorter than an ESP packet of its SA")                                            \
   X(no_spi, "no inbound SA with this SPI and destination")                                        \
+  X(not_keyed, "its SPI was given out, and no keys came in time, or too many packets waited")     \
   X(wrong_encapsulation, "raw ESP for a UDP SA, or the other way round")                          \
   X(wrong_peer, "not from the SA's peer")                                                         \
   X(late, "behind the replay window")                                                             \

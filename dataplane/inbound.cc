@@ -72,10 +72,7 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   if (sa_ == nullptr || static_cast<std::uint32_t>(sa_->spi) != spi || count_ == kDecapBatch) {
     run_batch();
     sa_ = sad_.find({spi, local_});
-    if (sa_ == nullptr) {
-      reporter_.no_spi(socket, spi, received.peer);
-      return counters_.drop(Drop::no_spi);
-    }
+    if (sa_ == nullptr) return unknown(socket, received, {data, len});
     if (sa_->encapsulation != socket.encapsulation) {
       sa_ = nullptr;
       return counters_.drop(Drop::wrong_encapsulation);
@@ -86,6 +83,47 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   packet.len = len;
   packet.outer_tos = received.tos;
   packet.peer = &received.peer;
+}
+
+void Inbound::unknown(const OuterSocket& socket, const ifaces::Received& received,
+                      std::span<const std::uint8_t> esp) noexcept {
+  const SadKey key{load_be<std::uint32_t>(esp.data()), local_};
+  if (sad_.larval.find(key) == nullptr) {
+    reporter_.no_spi(socket, key.spi, received.peer);
+    counters_.drop(Drop::no_spi);
+  } else if (!early_.hold(key, esp, socket.encapsulation, received.tos, received.peer, now_ns_)) {
+    counters_.drop(Drop::not_keyed);
+  }
+}
+
+// What waits for an SA that is there now comes in, before what this turn received.
+void Inbound::retry_early() noexcept {
+  early_.retire();
+  for (EarlyPackets::Line& line : early_.lines()) {
+    if (line.count == 0) continue;
+    InboundSa* const sa = sad_.find(line.key);
+    if (sa == nullptr || line.until_ns < now_ns_) {
+      if (line.until_ns < now_ns_ || sad_.larval.find(line.key) == nullptr)
+        counters_.drop(Drop::not_keyed, early_.forget(line));
+      continue;
+    }
+    while (line.count > 0) {
+      EarlyPackets::Held& held = early_.take(line);
+      if (held.encapsulation != sa->encapsulation) {
+        counters_.drop(Drop::wrong_encapsulation);
+        continue;
+      }
+      if (sa_ != sa || count_ == kDecapBatch) run_batch();
+      sa_ = sa;
+      InboundPacket& packet = run_[count_++];
+      packet.esp = early_.bytes(held);
+      packet.len = held.length;
+      packet.outer_tos = held.tos;
+      packet.peer = &held.peer;
+    }
+  }
+  run_batch();
+  sa_ = nullptr;
 }
 
 // Round the loopback device (ifaces/ike_socket.h). On a port that is shared, only what GRO has

@@ -8,6 +8,7 @@
 
 #include "dataplane/coalesce.h"
 #include "dataplane/counters.h"
+#include "dataplane/early_packets.h"
 #include "dataplane/esp_decap.h"
 #include "dataplane/reporter.h"
 #include "dataplane/sad.h"
@@ -30,6 +31,8 @@ class Inbound final : private TunSink {
     now_ns_ = now_ns;
     ike_used_ = 0;
     reporter_.begin_turn(now_ns);
+    if (!early_.empty()) [[unlikely]]
+      retry_early();
   }
   // For a turn with many SAs: both for each receive, one after the other, before add().
   [[nodiscard]] bool worth_prefetching() const noexcept { return sad_.worth_prefetching(); }
@@ -41,6 +44,9 @@ class Inbound final : private TunSink {
  private:
   void add_datagram(const OuterSocket& socket, const ifaces::Received& received, std::uint8_t* data,
                     std::uint32_t len) noexcept;
+  void unknown(const OuterSocket& socket, const ifaces::Received& received,
+               std::span<const std::uint8_t> esp) noexcept;
+  void retry_early() noexcept;
   void forward_ike(const OuterSocket& socket, const ifaces::Received& received,
                    std::span<const std::uint8_t> datagram) noexcept;
   void run_batch() noexcept;
@@ -60,6 +66,7 @@ class Inbound final : private TunSink {
   const OuterSocket* socket_ = nullptr;  // where it came in
   AddressWords local_{};                 // the outer destination
   std::int64_t now_ns_ = 0;
+  EarlyPackets early_;
   // IKE datagrams on their way to the IKE daemon's socket; they stay until the next turn.
   static constexpr std::size_t kIkeBytes = std::size_t{1} << 17;  // the longest one, and many more
   std::unique_ptr<std::uint8_t[]> ike_;

@@ -1,4 +1,5 @@
-// The inbound SAs, found by SPI and outer destination (RFC 4301 §4.4.2).
+// The inbound SAs, found by SPI and outer destination (RFC 4301 §4.4.2), and the SPIs that were
+// given out and are still without keys.
 #pragma once
 
 #include "dataplane/ptr_index.h"
@@ -16,6 +17,17 @@ struct SadTraits {
   }
 };
 
-using Sad = PtrIndex<InboundSa, SadTraits>;
+struct LarvalTraits {
+  using Key = SadKey;
+  static const Key& key(const SadKey& larval) noexcept { return larval; }
+  static std::uint64_t hash(const Key& k) noexcept { return SadTraits::hash(k); }
+};
+
+class Sad : public PtrIndex<InboundSa, SadTraits> {
+ public:
+  // Its packets wait for an SA that is to come (early_packets.h). To be looked at for what find()
+  // does not know.
+  PtrIndex<const SadKey, LarvalTraits> larval;
+};
 
 }  // namespace espalier::dataplane

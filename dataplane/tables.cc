@@ -286,6 +286,20 @@ std::unique_ptr<InboundSa> Tables::remove_inbound(SaId id) {
   return sa;
 }
 
+void Tables::expect(Spi spi, const ifaces::IpAddress& local) {
+  const auto [entry, fresh] =
+      larval_.try_emplace({spi, local}, SadKey{static_cast<std::uint32_t>(spi), words(local)});
+  if (fresh) sad_.larval.insert(&entry->second);
+}
+
+void Tables::expect_no_more(Spi spi, const ifaces::IpAddress& local) {
+  const auto entry = larval_.find({spi, local});
+  if (entry == larval_.end()) return;
+  old_larval_.reserve(old_larval_.size() + 1);
+  sad_.larval.erase(entry->second);
+  old_larval_.push_back(larval_.extract(entry));
+}
+
 void Tables::drop_if_empty(std::uint32_t reqid) {
   const Group& g = groups_[reqid];
   if (!g.policies.empty() || !g.outbound.empty() || !g.inbound.empty()) return;
@@ -375,6 +389,8 @@ void Tables::reclaim() noexcept {
   keys_.reclaim();
   by_spi_.reclaim();
   sad_.reclaim();
+  sad_.larval.reclaim();
+  old_larval_.clear();
   for (const auto& entry : devices_) entry.second->policies.reclaim();
 }
 

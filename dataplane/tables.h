@@ -58,6 +58,9 @@ class Tables {
   std::unique_ptr<Policy> remove(PolicyId id);
   std::unique_ptr<OutboundSa> remove_outbound(SaId id);
   std::unique_ptr<InboundSa> remove_inbound(SaId id);
+  // An SPI without keys, and its end; either may be said twice.
+  void expect(Spi spi, const ifaces::IpAddress& local);
+  void expect_no_more(Spi spi, const ifaces::IpAddress& local);
   // The peer of a reqid's SAs was set to another address.
   void moved(std::uint32_t reqid, const Peer* moved_peer, const ifaces::IpAddress& peer);
   void reclaim() noexcept;
@@ -119,6 +122,9 @@ class Tables {
   std::map<DeviceId, std::unordered_set<const Policy*>> serving_;
   bool serving_changed_ = false;
   std::vector<std::unique_ptr<const Binding>> old_bindings_;
+  using Larval = std::map<std::pair<Spi, ifaces::IpAddress>, SadKey>;
+  Larval larval_;
+  std::vector<Larval::node_type> old_larval_;
   PtrIndex<const SaCommon, KeyTraits> keys_;
   PtrIndex<OutboundSa, SpiTraits> by_spi_;
 };

@@ -6,6 +6,7 @@
 //            FLAGS bit 0: the bytes are an inner packet, sealed here by the outbound twin
 //                  bit 1: as bit 0, but padding and next header are the fuzzer's as well
 //                  bit 2: replay the last sealed packet   bits 4–5: UDP, raw IPv4, raw IPv6
+//                  bit 3: the SA loses its keys before, or gets them back; the turn ends
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -45,13 +46,21 @@ struct Setup {
       selector.source = selector.destination = *ifaces::Prefix::parse(any);
       pair.binding.selectors.emplace_back(selector);
     }
+    key = SadTraits::key(pair.in);
     sad.insert(&pair.in);
+  }
+
+  void toggle_keys() {
+    if (sad.erase(key) != nullptr) return sad.larval.insert(&key);
+    sad.insert(&pair.in);
+    sad.larval.erase(key);
   }
 
   std::uint8_t choice;
   SaPair pair;
   ifaces::IpAddress local;
   OuterSocket socket;
+  SadKey key;
   Sad sad;
   WorkerCounters counters;
   EventQueue events{-1};
@@ -119,6 +128,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       payload = last = s.pair.seal_text(seq++, payload);
     } else if ((flags & 1) != 0) {
       payload = last = sealed(s, seq++, bytes);
+    }
+    if ((flags & 8) != 0) {
+      s.inbound.end_turn();
+      s.toggle_keys();
+      s.inbound.begin_turn(1);
     }
     if (payload.empty() || payload.size() > 65535) continue;  // engines hand over no such thing
     const bool udp = (flags & 0x30) == 0;

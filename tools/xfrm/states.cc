@@ -222,7 +222,10 @@ State& States::allocate_spi(State state, std::uint32_t first, std::uint32_t last
     state.info.id.spi = host_order(spis(random));
     if (!is_free(state.info.id, state.info.family)) continue;
     state.ends = ends;
-    return insert(std::move(state));
+    State& made = insert(std::move(state));
+    // The peer may have the keys before they are here, and use them (RFC 7296 §2.8).
+    dataplane_.expect_sa(dataplane::Spi{made.spi()}, made.destination());
+    return made;
   }
   throw Refused(ENOENT, first == last ? "Requested SPI is already in use"
                                       : "No SPI available in the requested range");
@@ -233,6 +236,8 @@ void States::remove(State& state) noexcept {
   if (state.sa) {
     by_sa_.erase(*state.sa);
     uninstall(state);
+  } else {
+    dataplane_.expect_no_more(dataplane::Spi{state.spi()}, state.destination());
   }
   const auto is_it = [&](const auto& entry) { return entry.second == serial; };
   const auto [first, last] = by_id_.equal_range(id_of(state.info.id, state.info.family));

@@ -68,6 +68,34 @@ class SaLife : public SandboxTest {
   std::optional<TwoSites> sites;
 };
 
+// L1: the peer sends under an SA whose keys are not here yet; several workers see its packets.
+TEST_F(SaLife, L1PacketsBeforeTheKeys) {
+  sites.reset();
+  sites.emplace(*registry, 2);
+  sites->add_policies();
+  constexpr std::uint32_t kRekeys = 30;
+  constexpr std::size_t kEach = 40;
+  std::pair<SaId, SaId> old = add(0x200, 1);
+  for (std::uint32_t n = 1; n <= kRekeys; ++n) {
+    const std::uint32_t spi = 0x200 + n;
+    const auto key = static_cast<std::uint8_t>(n + 1);
+    sites->b.expect_sa(Spi{spi}, ip("127.0.0.2"));
+    const SaId a = sites->a.add_sa(TwoSites::sa(Direction::out, spi, key));
+    sites->send(kEach);
+    if (n % 2 == 0) {
+      ASSERT_EQ(sites->arrived_by_now(), 0U);
+    }
+    const SaId b = sites->b.add_sa(TwoSites::sa(Direction::in, spi, key));
+    sites->b.expect_no_more(Spi{spi}, ip("127.0.0.2"));
+    ASSERT_EQ(sites->arrived(kEach), kEach) << n;
+    sites->a.remove_sa(old.first);
+    sites->b.remove_sa(old.second);
+    old = {a, b};
+  }
+  for (const Drop reason : {Drop::no_spi, Drop::not_keyed, Drop::integrity, Drop::duplicate})
+    EXPECT_EQ(TwoSites::drops(sites->b, reason), 0U) << static_cast<unsigned>(reason);
+}
+
 TEST_F(SaLife, A16HardLimitOfPacketsOut) {
   const SaId id = add(0x100, 1).first;
   sites->a.update_sa(id, limit(&Lifetime::packets, {5, 10}));
