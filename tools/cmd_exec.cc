@@ -66,6 +66,12 @@ ifaces::UniqueFd receive_fd(int channel) {
   ::prctl(PR_SET_DUMPABLE, 0);
   const rlimit none{};
   ::setrlimit(RLIMIT_CORE, &none);
+  // One for each socket of the command and each device that is held.
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &files);
+  }
   Supervisor(std::move(listener), control).run();
   ::_exit(kDone);
 }

@@ -103,14 +103,15 @@ void EventLog::tell(const Event& event, std::chrono::steady_clock::time_point no
       log_.warning(std::to_string(left_out_) +
                    " more events were not logged; espalier monitor shows all of them");
     second_ = now;
-    lines_ = 0;
+    lines_ = errors_ = 0;
     left_out_ = 0;
   }
-  if (lines_ == kLines) {
+  unsigned& lines = level == LogLevel::error ? errors_ : lines_;
+  if (lines == kLines) {
     ++left_out_;
     return;
   }
-  ++lines_;
+  ++lines;
   const std::string text =
       event_text(event, event.sa == dataplane::SaId{} ? std::string() : name_of_(event.sa));
   switch (level) {

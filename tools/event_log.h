@@ -21,8 +21,9 @@ namespace espalier::tools {
 
 class EventLog {
  public:
-  // Lines a second; what comes beyond them is counted, and told at the next line. Of one SA and
-  // kind the data plane tells once a second (EventLimiter).
+  // Lines a second, and as many errors: no flood of others keeps them back. What comes beyond them
+  // is counted, and told at the next line. Of one SA and kind the data plane tells once a second
+  // (EventLimiter).
   static constexpr unsigned kLines = 10;
   // Of the conn that an SA belongs to; empty: it has none.
   using NameOf = std::function<std::string(dataplane::SaId)>;
@@ -35,7 +36,7 @@ class EventLog {
   const Log& log_;
   NameOf name_of_;
   std::chrono::steady_clock::time_point second_;
-  unsigned lines_ = 0;
+  unsigned lines_ = 0, errors_ = 0;
   std::uint64_t left_out_ = 0;
 };
 

@@ -124,26 +124,34 @@ UnixListener::~UnixListener() {
   if (::lstat(path_.c_str(), &st) == 0 && st.st_ino == inode_) ::unlink(path_.c_str());
 }
 
-bool UnixListener::may_call(int fd) const {
+void UnixListener::judge(Caller& caller) const {
+  const int fd = caller.fd.get();
   ucred peer{};
   socklen_t length = sizeof peer;
-  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return false;
-  if (peer.uid == 0 || peer.uid == ::geteuid()) return true;
-  if (!group_) return false;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
+  caller.trusted = caller.allowed = peer.uid == 0 || peer.uid == ::geteuid();
+  if (caller.allowed || !group_) return;
   const std::vector<gid_t> groups = groups_of(fd);
-  return peer.gid == *group_ || std::find(groups.begin(), groups.end(), *group_) != groups.end();
+  caller.allowed =
+      peer.gid == *group_ || std::find(groups.begin(), groups.end(), *group_) != groups.end();
 }
 
 std::optional<UnixListener::Caller> UnixListener::accept() {
   const auto next = [this] {
     return UniqueFd(::accept4(listen_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
   };
+  if (!spare_) spare_ = spare();
   UniqueFd fd = next();
   if (fd) {
-    const bool allowed = may_call(fd.get());
-    return Caller{std::move(fd), allowed};
+    Caller caller;
+    caller.fd = std::move(fd);
+    judge(caller);
+    return caller;
   }
   if (errno != EMFILE && errno != ENFILE) return std::nullopt;
+  // Another thread may have been quicker when it was to be opened again.
+  constexpr std::chrono::milliseconds kPause{10};
+  if (!spare_) std::this_thread::sleep_for(kPause);
   spare_.reset(-1);
   fd = next();
   fd.reset(-1);

@@ -34,13 +34,14 @@ class UnixListener {
   struct Caller {
     ifaces::UniqueFd fd;   // non-blocking
     bool allowed = false;  // root, the daemon's own user, or of the group: by the kernel's word
+    bool trusted = false;  // one of the first two: keys may be shown
   };
   // Empty: nobody waits. Out of descriptors, who waits is turned away: epoll would report him for
   // ever.
   [[nodiscard]] std::optional<Caller> accept();
 
  private:
-  [[nodiscard]] bool may_call(int fd) const;
+  void judge(Caller& caller) const;
 
   std::filesystem::path path_;
   std::optional<gid_t> group_;

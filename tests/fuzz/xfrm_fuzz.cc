@@ -122,6 +122,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   client.portid = 1;
   client.extended_ack = (kind & 2) != 0;
   client.capped_ack = (kind & 4) != 0;
+  client.keys = (kind & 8) != 0 ? xfrm::Keys::with : xfrm::Keys::without;
   ask(*system.service, client, input.rest());
   Output output;
   system.service->take_due(std::chrono::steady_clock::now(), output);

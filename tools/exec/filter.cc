@@ -1,5 +1,6 @@
 #include "tools/exec/filter.h"
 
+#include <linux/capability.h>
 #include <linux/if_tunnel.h>
 #include <linux/netlink.h>
 #include <netinet/in.h>
@@ -14,6 +15,8 @@
 #include <memory>
 #include <system_error>
 #include <vector>
+
+#include "tools/exec/process.h"
 
 namespace espalier::tools {
 namespace {
@@ -45,8 +48,9 @@ ifaces::UniqueFd install_filter() {
   if (!context) throw std::system_error(ENOMEM, std::generic_category(), "seccomp");
   // A program of another architecture goes on without us.
   check(seccomp_attr_set(context.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_ALLOW), "seccomp");
-  // Without no_new_privs setuid programs go on working; only root may do so.
-  check(seccomp_attr_set(context.get(), SCMP_FLTATR_CTL_NNP, ::geteuid() == 0 ? 0 : 1), "seccomp");
+  // Without no_new_privs setuid programs go on working; who may do so is seccomp(2)'s.
+  check(seccomp_attr_set(context.get(), SCMP_FLTATR_CTL_NNP, has_capability(CAP_SYS_ADMIN) ? 0 : 1),
+        "seccomp");
 
   for (const int family : {NETLINK_XFRM, NETLINK_ROUTE})
     trap(context.get(), SCMP_SYS(socket),

@@ -1,6 +1,7 @@
 #include "tools/exec/front.h"
 
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 
 #include <cstring>
@@ -14,7 +15,10 @@ ifaces::UniqueFd dial(const std::filesystem::path& path) noexcept {
   if (text.size() >= sizeof address.sun_path) return {};
   std::memcpy(address.sun_path, text.data(), text.size());
   ifaces::UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!fd || ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+  // A daemon that hangs, with a full backlog, is as good as none.
+  constexpr timeval kPatience{2, 0};
+  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof kPatience) != 0 ||
+      ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
     return {};
   return fd;
 }

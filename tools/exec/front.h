@@ -22,7 +22,7 @@ inline constexpr std::uint16_t kBind = 10;  // may a UDP socket be bound to `nam
 
 // From one who will hold what the daemon keeps (tools/keep.h), with the descriptor of what it holds
 // already, if any. The answer has that of what is to be held from now on; `groups` of it says how
-// many kHold follow. The same may come again, unasked.
+// many kHold follow. The same may come again, unasked. EPERM: nothing is given to this user.
 inline constexpr std::uint16_t kKeep = 11;
 inline constexpr std::uint16_t kHold = 12;  // with a descriptor: hold it; without: no longer
 

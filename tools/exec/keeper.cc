@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -54,7 +55,9 @@ bool Keeper::take(std::span<const char> bytes, std::vector<ifaces::UniqueFd> des
   if (!descriptors.empty()) descriptor = std::move(descriptors.front());
   if (bytes.size() == sizeof message) {
     std::memcpy(&message, bytes.data(), sizeof message);
-    if (message.header.nlmsg_type != front::kKeep || message.error != 0) return false;
+    if (message.header.nlmsg_type != front::kKeep) return false;
+    if (message.error == EPERM) return answered_ = true;  // to us it shows no keys
+    if (message.error != 0) return false;
     if (descriptor) memory_ = std::move(descriptor);
     if (!answered_) awaited_ = message.groups;
     answered_ = true;

@@ -13,8 +13,27 @@
 namespace espalier::tools {
 namespace {
 
+constexpr const char* kEffective = "CapEff:";
+
 std::string proc(pid_t thread, const std::string& what) {
   return "/proc/" + std::to_string(thread) + "/" + what;
+}
+
+// Of /proc/WHO/status; empty if it has none of that name. The kernel escapes line ends in the name
+// that a process has given itself.
+std::string field(const std::string& who, std::string_view name) {
+  std::ifstream status("/proc/" + who + "/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(name)) return line.substr(name.size());
+  return {};
+}
+std::string field(pid_t thread, std::string_view name) {
+  return field(std::to_string(thread), name);
+}
+
+bool capable(const std::string& capabilities, int which) {
+  constexpr int kHex = 16;
+  return !capabilities.empty() && (std::stoull(capabilities, nullptr, kHex) >> which & 1) != 0;
 }
 
 iovec remote(std::uint64_t address, std::size_t size) noexcept {
@@ -38,23 +57,25 @@ bool Process::write(std::uint64_t address, std::span<const std::uint8_t> from) c
 }
 
 pid_t Process::pid() const {
-  std::ifstream status(proc(thread_, "status"));
-  constexpr std::string_view kField = "Tgid:";
-  // The kernel escapes line ends in the name that the process has given itself.
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with(kField)) return static_cast<pid_t>(std::stol(line.substr(kField.size())));
-  return thread_;
+  const std::string text = field(thread_, "Tgid:");
+  return text.empty() ? thread_ : static_cast<pid_t>(std::stol(text));
 }
 
 bool Process::may_configure() const {
-  std::ifstream status(proc(thread_, "status"));
-  constexpr std::string_view kField = "CapEff:";
-  constexpr unsigned kHex = 16;
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with(kField))
-      return (std::stoull(line.substr(kField.size()), nullptr, kHex) >> CAP_NET_ADMIN & 1) != 0 &&
-             same_namespace("net") && same_namespace("user");
-  return false;
+  return (capable(field(thread_, kEffective), CAP_NET_ADMIN) || is_as_we_are()) &&
+         same_namespace("net") && same_namespace("user");
+}
+
+// espalierd decides for a user without rights of his own: by the group that it is told to let in.
+bool Process::is_as_we_are() const {
+  if (has_capability(CAP_NET_ADMIN)) return false;
+  for (const char* const name : {"Uid:", "Gid:", "Groups:"})
+    if (field(thread_, name) != field("self", name)) return false;
+  return true;
+}
+
+bool has_capability(int capability) {
+  return capable(field("self", kEffective), capability);
 }
 
 ifaces::UniqueFd Process::descriptor(int number) const {

@@ -40,13 +40,18 @@ class Process {
   [[nodiscard]] bool has_descriptor(int number) const;
   // Is it in this process's network namespace?
   [[nodiscard]] bool shares_network() const { return same_namespace("net"); }
-  // Would the kernel let it write to NETLINK_XFRM? What it asks for is done with our rights.
+  // Would the kernel let it write to NETLINK_XFRM, or has it all that we have ourselves? What it
+  // asks for is done with our rights.
   [[nodiscard]] bool may_configure() const;
 
  private:
   [[nodiscard]] bool same_namespace(const char* kind) const;
+  [[nodiscard]] bool is_as_we_are() const;
 
   pid_t thread_;
 };
+
+// Has this process the capability (CAP_…), in its user namespace?
+[[nodiscard]] bool has_capability(int capability);
 
 }  // namespace espalier::tools

@@ -137,15 +137,17 @@ Transform hmac_transform(const Algorithm* crypt, const Algorithm* auth) {
 }
 
 // Name, length of the key, [length of the ICV,] key.
-void put_one(Reply& reply, int attribute, const Algorithm& algorithm, bool with_icv) {
+void put_one(Reply& reply, int attribute, const Algorithm& algorithm, bool with_icv, Keys keys) {
   const std::size_t fixed = with_icv ? sizeof(xfrm_algo_auth) : sizeof(xfrm_algo);
-  crypto::SecretBytes bytes(fixed + algorithm.key.size());
+  const bool shown = keys == Keys::with;
+  crypto::SecretBytes bytes(fixed + (shown ? algorithm.key.size() : 0));
   std::uint8_t* const out = bytes.bytes().data();
   std::copy_n(algorithm.name.begin(), std::min(algorithm.name.size(), kNameBytes - 1), out);
-  std::memcpy(out + kNameBytes, &algorithm.key_bits, sizeof algorithm.key_bits);
+  const std::uint32_t key_bits = shown ? algorithm.key_bits : 0;
+  std::memcpy(out + kNameBytes, &key_bits, sizeof key_bits);
   if (with_icv)
     std::memcpy(out + sizeof(xfrm_algo), &algorithm.icv_bits, sizeof algorithm.icv_bits);
-  std::copy(algorithm.key.bytes().begin(), algorithm.key.bytes().end(), out + fixed);
+  if (shown) std::copy(algorithm.key.bytes().begin(), algorithm.key.bytes().end(), out + fixed);
   reply.put(attribute, std::as_const(bytes).bytes());
 }
 
@@ -167,13 +169,13 @@ Transform transform_of(const Algorithms& algorithms) {
 }
 
 // The order is the kernel's.
-void Algorithms::put(Reply& reply) const {
-  if (aead) put_one(reply, XFRMA_ALG_AEAD, *aead, true);
+void Algorithms::put(Reply& reply, Keys keys) const {
+  if (aead) put_one(reply, XFRMA_ALG_AEAD, *aead, true, keys);
   if (auth) {
-    put_one(reply, XFRMA_ALG_AUTH, *auth, false);
-    put_one(reply, XFRMA_ALG_AUTH_TRUNC, *auth, true);
+    put_one(reply, XFRMA_ALG_AUTH, *auth, false, keys);
+    put_one(reply, XFRMA_ALG_AUTH_TRUNC, *auth, true, keys);
   }
-  if (crypt) put_one(reply, XFRMA_ALG_CRYPT, *crypt, false);
+  if (crypt) put_one(reply, XFRMA_ALG_CRYPT, *crypt, false, keys);
 }
 
 Algorithms algorithms_of(crypto::Suite suite) {

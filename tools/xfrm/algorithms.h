@@ -18,11 +18,14 @@ struct Algorithm {
   crypto::SecretBytes key;  // of an AEAD: with its salt
 };
 
+// Does a listing show them? Without: their length is 0, and so nobody can add them again.
+enum class Keys : std::uint8_t { without, with };
+
 // What a state was given, and what a listing gives back.
 struct Algorithms {
   std::optional<Algorithm> aead, auth, crypt;
 
-  void put(Reply& reply) const;
+  void put(Reply& reply, Keys keys) const;
 };
 
 // Throws Refused: malformed, unknown to us, or a pair that no suite is made of.

@@ -19,6 +19,7 @@ namespace {
 using ifaces::UniqueFd;
 
 constexpr int kDatagramsPerTurn = 16;
+constexpr std::size_t kMaxUntold = 65536;  // devices
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -43,7 +44,7 @@ Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplan
   if (!epoll_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.fd(), &event) != 0)
     fail("epoll " + path.string());
   service_.set_keep(keep_);
-  keep_.listen([this](const std::string& device, int queue) { tell_hold(device, queue); });
+  keep_.listen([this](const std::string& device, int /*queue*/) { tell_hold(device); });
 }
 
 Server::~Server() {
@@ -99,6 +100,8 @@ void Server::accept_all() {
 void Server::accept_one(UnixListener::Caller caller) {
   Session& session = sessions_.emplace_back();
   session.fd = std::move(caller.fd);
+  session.trusted = caller.trusted;
+  if (caller.trusted) session.client.keys = Keys::with;
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = &session;
@@ -114,7 +117,8 @@ bool Server::advance(Session& session) {
 }
 
 bool Server::wait_for_more(Session& session) {
-  const bool idle = session.replies.empty() && !session.dump;
+  const bool idle =
+      session.replies.empty() && !session.dump && !session.memory && session.untold.empty();
   epoll_event event{};
   event.events = idle ? EPOLLIN : EPOLLOUT;
   event.data.ptr = &session;
@@ -122,6 +126,7 @@ bool Server::wait_for_more(Session& session) {
 }
 
 bool Server::flush(Session& session, bool& gone) {
+  if (!tell_keeper(session, gone)) return false;
   for (int count = 0; count < kDatagramsPerTurn; ++count) {
     if (session.sent == session.replies.size()) {
       session.replies.clear();
@@ -226,11 +231,11 @@ int Server::may_share(const front::Message& message) noexcept {
 
 namespace {
 
+// False: not now, or the client is gone; errno says which.
 template <class Message>
-void tell(int socket, const Message& message, int descriptor) {
+bool tell(int socket, const Message& message, int descriptor) {
   const std::span bytes(reinterpret_cast<const char*>(&message), sizeof message);
-  // Who holds things reads at once.
-  static_cast<void>(send_with(socket, bytes, descriptor, MSG_DONTWAIT));
+  return send_with(socket, bytes, descriptor, MSG_DONTWAIT) >= 0;
 }
 
 front::Hold hold_message(const std::string& device) {
@@ -244,13 +249,39 @@ front::Hold hold_message(const std::string& device) {
 }  // namespace
 
 void Server::take_keeper(Session& session, front::Message message, UniqueFd memory) {
-  message.error = message.version == front::kVersion ? 0 : EPROTO;
-  if (message.error == 0 && memory) take_back(std::move(memory));
-  message.groups = static_cast<std::uint32_t>(keep_.holds().size());
-  tell(session.fd.get(), message, keep_.fd());
-  for (const auto& [device, queue] : keep_.holds())
-    tell(session.fd.get(), hold_message(device), queue.get());
-  session.keeper = message.error == 0;
+  message.error = message.version != front::kVersion ? EPROTO : session.trusted ? 0 : EPERM;
+  session.memory = message;
+  if (message.error != 0) return;
+  if (memory) take_back(std::move(memory));
+  session.keeper = true;
+  session.memory->groups = static_cast<std::uint32_t>(keep_.holds().size());
+  for (const auto& [device, queue] : keep_.holds()) session.untold.insert(device);
+}
+
+// In its own time: one that is busy, or stopped, misses nothing.
+bool Server::tell_keeper(Session& session, bool& gone) {
+  const auto failed = [&gone] {
+    gone = errno != EAGAIN && errno != EINTR && errno != ENOBUFS;
+    return false;
+  };
+  if (session.memory) {
+    const int memory = session.memory->error == 0 ? keep_.fd() : -1;
+    if (!tell(session.fd.get(), *session.memory, memory)) return failed();
+    session.memory.reset();
+  }
+  for (auto& untold = session.untold; !untold.empty(); untold.erase(untold.begin())) {
+    const auto held = keep_.holds().find(*untold.begin());
+    const int queue = held == keep_.holds().end() ? -1 : held->second.get();
+    if (!tell(session.fd.get(), hold_message(*untold.begin()), queue)) return failed();
+  }
+  return true;
+}
+
+void Server::tell_soon(Session& session) {
+  bool gone = false;
+  static_cast<void>(tell_keeper(session, gone));
+  // One that is gone is found so by serve().
+  static_cast<void>(wait_for_more(session));
 }
 
 // Devices first, policies last: at no moment can a packet find a way in the clear.
@@ -285,19 +316,28 @@ void Server::take_back(UniqueFd memory) {
   message.header.nlmsg_len = sizeof message;
   message.header.nlmsg_type = front::kKeep;
   message.version = front::kVersion;
-  for (const Session& session : sessions_)
-    if (session.keeper) tell(session.fd.get(), message, keep_.fd());
+  for (Session& session : sessions_) {
+    if (!session.keeper) continue;
+    if (!session.memory) session.memory = message;
+    tell_soon(session);
+  }
 }
 
-void Server::tell_hold(const std::string& device, int queue) {
-  for (const Session& session : sessions_)
-    if (session.keeper) tell(session.fd.get(), hold_message(device), queue);
+void Server::tell_hold(const std::string& device) {
+  for (Session& session : sessions_) {
+    if (!session.keeper) continue;
+    session.untold.insert(device);
+    tell_soon(session);
+    // Nobody reads there: hung up on, which serve() notices.
+    if (session.untold.size() > kMaxUntold) ::shutdown(session.fd.get(), SHUT_RDWR);
+  }
 }
 
 void Server::publish(const std::vector<Notice>& notices) {
   for (const Notice& notice : notices)
     for (const Session& session : sessions_) {
       if ((session.client.groups >> (notice.group - 1) & 1U) == 0) continue;
+      if (notice.keys.value_or(session.client.keys) != session.client.keys) continue;
       const std::span<const std::uint8_t> bytes = notice.message.bytes();
       // Whoever does not take it loses it.
       static_cast<void>(

@@ -13,7 +13,9 @@
 #include <filesystem>
 #include <list>
 #include <optional>
+#include <set>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "crypto/secret.h"
@@ -62,12 +64,18 @@ class Server : public ControlApi::Others {
     std::vector<Datagram> replies;  // those from `sent` on are still to be sent
     std::size_t sent = 0;
     std::optional<Dump> dump;
-    bool keeper = false;  // holds what is to outlive us
+    bool keeper = false;                   // holds what is to outlive us
+    std::optional<front::Message> memory;  // to be told it, with the memory
+    std::set<std::string> untold;          // devices that are held, or no longer
+    bool trusted = false;                  // may do so
   };
   using Sessions = std::list<Session>;
 
   void accept_all();
   void accept_one(UnixListener::Caller caller);
+  // What a keeper is still to be told; false: later.
+  [[nodiscard]] bool tell_keeper(Session& session, bool& gone);
+  void tell_soon(Session& session);
   // False: the client is gone.
   [[nodiscard]] bool advance(Session& session);
   [[nodiscard]] bool survives(Session& session) noexcept;
@@ -75,7 +83,7 @@ class Server : public ControlApi::Others {
   [[nodiscard]] bool read_one(Session& session, bool& gone);
   void take_keeper(Session& session, front::Message message, ifaces::UniqueFd memory);
   void take_back(ifaces::UniqueFd memory);
-  void tell_hold(const std::string& device, int queue);
+  void tell_hold(const std::string& device);
   void take_message(Session& session, const front::Message& message, ifaces::UniqueFd descriptor);
   [[nodiscard]] int share_port(const ifaces::UniqueFd& socket) noexcept;
   [[nodiscard]] int may_share(const front::Message& message) noexcept;

@@ -155,7 +155,7 @@ Datagram Service::next(Dump& dump, const Client& client) {
   for (;;) {
     const Dump here = dump;
     const std::optional<Reply> reply =
-        dump.type == XFRM_MSG_NEWSA ? next_state(dump, to) : next_policy(dump, to);
+        dump.type == XFRM_MSG_NEWSA ? next_state(dump, to, client.keys) : next_policy(dump, to);
     if (!reply) break;
     if (!out.empty() && out.bytes().size() + reply->bytes().size() > kMaxDatagram) {
       dump = here;

@@ -38,11 +38,13 @@ struct Client {
   std::uint32_t groups = 0;
   bool extended_ack = false;
   bool capped_ack = false;
+  Keys keys = Keys::without;  // for root and the daemon's own user alone
 };
 
 struct Notice {
   unsigned group = 0;  // XFRMNLGRP_…
   Datagram message;
+  std::optional<Keys> keys = {};  // only for clients of that kind; none: for all
 };
 
 struct Output {
@@ -130,7 +132,7 @@ class Service {
   State& state_named(const Call& call, const xfrm_usersa_id& id);
   void notify_state(std::uint16_t type, const State& state, Reply::To to, Output& output) noexcept;
   void tell_expired(const State& state, bool hard, Output& output) noexcept;
-  [[nodiscard]] Reply describe(const State& state, Reply::To to, std::uint16_t flags,
+  [[nodiscard]] Reply describe(const State& state, Reply::To to, std::uint16_t flags, Keys keys,
                                std::uint16_t type = XFRM_MSG_NEWSA) const;
 
   // both
@@ -151,7 +153,7 @@ class Service {
   [[nodiscard]] Reply describe(const Policy& policy, Reply::To to, std::uint16_t flags,
                                std::uint16_t type = XFRM_MSG_NEWPOLICY) const;
 
-  [[nodiscard]] std::optional<Reply> next_state(Dump& dump, Reply::To to);
+  [[nodiscard]] std::optional<Reply> next_state(Dump& dump, Reply::To to, Keys keys);
   [[nodiscard]] std::optional<Reply> next_policy(Dump& dump, Reply::To to);
 
   void tell_acquire(const dataplane::Event& event, Output& output) noexcept;

@@ -46,22 +46,26 @@ xfrm_usersa_id id_of(const State& state) {
 
 }  // namespace
 
-Reply Service::describe(const State& state, Reply::To to, std::uint16_t flags,
+Reply Service::describe(const State& state, Reply::To to, std::uint16_t flags, Keys keys,
                         std::uint16_t type) const {
-  return message_of(state, states_.status(state), type, to, flags);
+  return message_of(state, states_.status(state), type, to, flags, keys);
 }
 
 void Service::notify_state(std::uint16_t type, const State& state, Reply::To to,
                            Output& output) noexcept {
-  tell(XFRMNLGRP_SA, output, [&] {
-    if (type != XFRM_MSG_DELSA) return describe(state, to, 0, type);
-    const Status status = states_.status(state);
-    Reply reply(type, to);
-    reply.append(id_of(state));
-    reply.put(XFRMA_SA, info_of(state, status));
-    put_attributes(state, status, reply);
-    return reply;
-  });
+  for (const Keys keys : {Keys::with, Keys::without}) {
+    const std::size_t before = output.notices.size();
+    tell(XFRMNLGRP_SA, output, [&] {
+      if (type != XFRM_MSG_DELSA) return describe(state, to, 0, keys, type);
+      const Status status = states_.status(state);
+      Reply reply(type, to);
+      reply.append(id_of(state));
+      reply.put(XFRMA_SA, info_of(state, status));
+      put_attributes(state, status, reply, keys);
+      return reply;
+    });
+    if (output.notices.size() > before) output.notices.back().keys = keys;
+  }
 }
 
 void Service::add_state(const Call& call) {
@@ -101,7 +105,7 @@ void Service::delete_state(const Call& call) {
 
 void Service::get_state(const Call& call) {
   const State& state = state_named(call, call.request.read<xfrm_usersa_id>());
-  call.output.replies.push_back(describe(state, call.to(), 0).datagram());
+  call.output.replies.push_back(describe(state, call.to(), 0, call.client.keys).datagram());
 }
 
 void Service::allocate_spi(const Call& call) {
@@ -132,7 +136,7 @@ void Service::allocate_spi(const Call& call) {
   state.info.lft.hard_add_expires_seconds = static_cast<std::uint64_t>(life.count());
   const State& made =
       states_.allocate_spi(std::move(state), body.min, body.max, Clock::now() + life);
-  call.output.replies.push_back(describe(made, call.to(), 0).datagram());
+  call.output.replies.push_back(describe(made, call.to(), 0, call.client.keys).datagram());
 }
 
 void Service::flush_states(const Call& call) {
@@ -153,7 +157,7 @@ void Service::flush_states(const Call& call) {
   });
 }
 
-std::optional<Reply> Service::next_state(Dump& dump, Reply::To to) {
+std::optional<Reply> Service::next_state(Dump& dump, Reply::To to, Keys keys) {
   while (!dump.own_done) {
     const State* const state = states_.before(dump.before);
     if (state == nullptr) {
@@ -161,7 +165,7 @@ std::optional<Reply> Service::next_state(Dump& dump, Reply::To to) {
       break;
     }
     dump.before = state->serial;
-    if (passes(dump, *state)) return describe(*state, to, NLM_F_MULTI);
+    if (passes(dump, *state)) return describe(*state, to, NLM_F_MULTI, keys);
   }
   for (;;) {
     const auto page = dataplane_.sas(dataplane::SaId{dump.after}, kPage);
@@ -170,7 +174,7 @@ std::optional<Reply> Service::next_state(Dump& dump, Reply::To to) {
       dump.after = static_cast<std::uint32_t>(status.id);
       if (states_.find(status.id) != nullptr) continue;
       const State state = foreign_state(status);
-      if (passes(dump, state)) return describe(state, to, NLM_F_MULTI);
+      if (passes(dump, state)) return describe(state, to, NLM_F_MULTI, keys);
     }
   }
 }

@@ -185,10 +185,10 @@ dataplane::Lifetime lifetime_left(const State& state) {
 }
 
 Reply message_of(const State& state, const Status& status, std::uint16_t type, Reply::To to,
-                 std::uint16_t flags) {
+                 std::uint16_t flags, Keys keys) {
   Reply reply(type, to, flags);
   reply.append(info_of(state, status));
-  put_attributes(state, status, reply);
+  put_attributes(state, status, reply, keys);
   return reply;
 }
 
@@ -281,12 +281,12 @@ void put_replay(const State& state, const Status& status, Reply& reply) {
   reply.put(XFRMA_REPLAY_ESN_VAL, std::span<const std::uint8_t>(bytes));
 }
 
-void put_attributes(const State& state, const Status& status, Reply& reply) {
+void put_attributes(const State& state, const Status& status, Reply& reply, Keys keys) {
   if (state.extra_flags != 0) reply.put(XFRMA_SA_EXTRA_FLAGS, state.extra_flags);
   if (state.coaddr) reply.put(XFRMA_COADDR, *state.coaddr);
   if (status && status->last_packet)
     reply.put(XFRMA_LASTUSED, static_cast<std::uint64_t>(wall(*status->last_packet)));
-  state.algorithms.put(reply);
+  state.algorithms.put(reply, keys);
   if (state.encap) reply.put(XFRMA_ENCAP, *state.encap);
   if (state.tfc_padding != 0) reply.put(XFRMA_TFCPAD, state.tfc_padding);
   if ((state.mark.v | state.mark.m) != 0) reply.put(XFRMA_MARK, state.mark);

@@ -73,7 +73,7 @@ using Status = std::optional<dataplane::SaStatus>;
 [[nodiscard]] dataplane::SaSpec spec_of(const State& state, dataplane::Direction direction);
 // NEWSA and its like.
 [[nodiscard]] Reply message_of(const State& state, const Status& status, std::uint16_t type,
-                               Reply::To to, std::uint16_t flags);
+                               Reply::To to, std::uint16_t flags, Keys keys);
 // The limits that are left of it.
 [[nodiscard]] dataplane::Lifetime lifetime_left(const State& state);
 // An SA that somebody else has made.
@@ -83,7 +83,7 @@ using Status = std::optional<dataplane::SaStatus>;
 [[nodiscard]] xfrm_lifetime_cur lifetime_of(const State& state, const Status& status);
 void put_replay(const State& state, const Status& status, Reply& reply);
 // The attributes of NEWSA, in the kernel's order.
-void put_attributes(const State& state, const Status& status, Reply& reply);
+void put_attributes(const State& state, const Status& status, Reply& reply, Keys keys);
 
 // A moment of the steady clock on the wall clock.
 [[nodiscard]] std::time_t wall(State::Clock::time_point when) noexcept;

@@ -257,7 +257,7 @@ void States::write(State& state, Keep::Numbers numbers) noexcept {
       static_cast<std::uint64_t>(std::chrono::nanoseconds(state.since.time_since_epoch()).count());
   const Keep::Slot before = state.slot;
   try {
-    Reply message = message_of(state, std::nullopt, XFRM_MSG_NEWSA, {}, 0);
+    Reply message = message_of(state, std::nullopt, XFRM_MSG_NEWSA, {}, 0, Keys::with);
     message.put(XFRMA_LTIME_VAL, state.carried);
     state.slot = keep_->put(Keep::Kind::state, message.bytes(), numbers);
   } catch (const std::bad_alloc&) {

@@ -109,6 +109,20 @@ TEST_F(EventLogTest, T16SoManyLinesASecondAndThenACount) {
   EXPECT_THAT(second.front(), HasSubstr("1000 more events"));
 }
 
+TEST_F(EventLogTest, AFloodKeepsNoErrorBack) {
+  const Log log(pipe_[1]);
+  EventLog events(log, [](dataplane::SaId) { return std::string("a"); });
+  const auto now = std::chrono::steady_clock::now();
+  for (unsigned i = 0; i < 2 * EventLog::kLines; ++i) events.tell(event(EventKind::replay), now);
+  EXPECT_EQ(lines().size(), EventLog::kLines);
+  Event last = event(EventKind::seq_exhausted);
+  last.seq = 0xffffffff;
+  events.tell(last, now);
+  EXPECT_THAT(lines(), testing::ElementsAre(HasSubstr("numbers are used up")));
+  for (unsigned i = 0; i < 2 * EventLog::kLines; ++i) events.tell(last, now);
+  EXPECT_EQ(lines().size(), EventLog::kLines - 1);
+}
+
 TEST_F(EventLogTest, WhatTheLevelLeavesOutIsNotCounted) {
   const Log log(pipe_[1], LogLevel::warning);
   EventLog events(log, [](dataplane::SaId) { return std::string(); });

@@ -34,9 +34,15 @@ UniqueFd call(const std::filesystem::path& path) {
   return fd;
 }
 
+enum class May { nothing, ask, see_keys };
+
+May said(const UnixListener::Caller& caller) {
+  return caller.trusted ? May::see_keys : caller.allowed ? May::ask : May::nothing;
+}
+
 // A caller of another user, with `groups`; what the listener says of it. Empty: not even connected.
-std::optional<bool> other_user_may(UnixListener& listener, const std::filesystem::path& path,
-                                   std::vector<gid_t> groups, gid_t first) {
+std::optional<May> other_user_may(UnixListener& listener, const std::filesystem::path& path,
+                                  std::vector<gid_t> groups, gid_t first) {
   const pid_t child = ::fork();
   if (child == 0) {
     const bool changed = ::setgroups(groups.size(), groups.data()) == 0 &&
@@ -48,7 +54,7 @@ std::optional<bool> other_user_may(UnixListener& listener, const std::filesystem
   ::waitpid(child, &status, 0);
   if (status != 0) return std::nullopt;
   const auto caller = listener.accept();
-  return caller ? std::optional(caller->allowed) : std::nullopt;
+  return caller ? std::optional(said(*caller)) : std::nullopt;
 }
 
 TEST(UnixListener, TheGroupAndNobodyElse) {
@@ -61,12 +67,12 @@ TEST(UnixListener, TheGroupAndNobodyElse) {
   ASSERT_EQ(::stat(path.c_str(), &st), 0);
   EXPECT_EQ(st.st_mode & 07777U, 0660U);
   EXPECT_EQ(st.st_gid, kGroup);
-  EXPECT_EQ(other_user_may(listener, path, {}, kGroup), true);
-  EXPECT_EQ(other_user_may(listener, path, {1, 2, kGroup}, kUser), true);
+  EXPECT_EQ(other_user_may(listener, path, {}, kGroup), May::ask);
+  EXPECT_EQ(other_user_may(listener, path, {1, 2, kGroup}, kUser), May::ask);
   EXPECT_EQ(other_user_may(listener, path, {1, 2}, kUser), std::nullopt);
   // Whatever the file's mode says.
   ASSERT_EQ(::chmod(path.c_str(), 0666), 0);
-  EXPECT_EQ(other_user_may(listener, path, {1, 2}, kUser), false);
+  EXPECT_EQ(other_user_may(listener, path, {1, 2}, kUser), May::nothing);
 }
 
 TEST(UnixListener, WithoutAGroupItIsRoots) {
@@ -80,7 +86,7 @@ TEST(UnixListener, WithoutAGroupItIsRoots) {
   ASSERT_TRUE(caller);
   const auto accepted = listener.accept();
   ASSERT_TRUE(accepted);
-  EXPECT_TRUE(accepted->allowed);
+  EXPECT_EQ(said(*accepted), May::see_keys);
 }
 
 // F18: who calls is turned away, not left to be reported for ever.
