@@ -71,8 +71,16 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
 
   if (sa_ == nullptr || static_cast<std::uint32_t>(sa_->spi) != spi || count_ == kDecapBatch) {
     run_batch();
-    sa_ = sad_.find({spi, local_});
-    if (sa_ == nullptr) return unknown(socket, received, {data, len});
+    const SadKey key{spi, local_};
+    sa_ = sad_.find(key);
+    if (sa_ == nullptr) [[unlikely]] {
+      if (sad_.larval.find(key) != nullptr) return hold(key, socket, received, {data, len});
+      sa_ = sad_.find(key);  // its keys may have come between the two
+    }
+    if (sa_ == nullptr) {
+      reporter_.no_spi(socket, spi, received.peer);
+      return counters_.drop(Drop::no_spi);
+    }
     if (sa_->encapsulation != socket.encapsulation) {
       sa_ = nullptr;
       return counters_.drop(Drop::wrong_encapsulation);
@@ -85,15 +93,10 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
   packet.peer = &received.peer;
 }
 
-void Inbound::unknown(const OuterSocket& socket, const ifaces::Received& received,
-                      std::span<const std::uint8_t> esp) noexcept {
-  const SadKey key{load_be<std::uint32_t>(esp.data()), local_};
-  if (sad_.larval.find(key) == nullptr) {
-    reporter_.no_spi(socket, key.spi, received.peer);
-    counters_.drop(Drop::no_spi);
-  } else if (!early_.hold(key, esp, socket.encapsulation, received.tos, received.peer, now_ns_)) {
+void Inbound::hold(const SadKey& key, const OuterSocket& socket, const ifaces::Received& received,
+                   std::span<const std::uint8_t> esp) noexcept {
+  if (!early_.hold(key, esp, socket.encapsulation, received.tos, received.peer, now_ns_))
     counters_.drop(Drop::not_keyed);
-  }
 }
 
 // What waits for an SA that is there now comes in, before what this turn received.
@@ -101,10 +104,12 @@ void Inbound::retry_early() noexcept {
   early_.retire();
   for (EarlyPackets::Line& line : early_.lines()) {
     if (line.count == 0) continue;
-    InboundSa* const sa = sad_.find(line.key);
-    if (sa == nullptr || line.until_ns < now_ns_) {
-      if (line.until_ns < now_ns_ || sad_.larval.find(line.key) == nullptr)
-        counters_.drop(Drop::not_keyed, early_.forget(line));
+    const bool late = line.until_ns < now_ns_;
+    // In this order: the SA is there before its SPI is no longer waited for.
+    const bool waits = !late && sad_.larval.find(line.key) != nullptr;
+    InboundSa* const sa = late ? nullptr : sad_.find(line.key);
+    if (sa == nullptr) {
+      if (!waits) counters_.drop(Drop::not_keyed, early_.forget(line));
       continue;
     }
     while (line.count > 0) {

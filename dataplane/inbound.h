@@ -44,8 +44,8 @@ class Inbound final : private TunSink {
  private:
   void add_datagram(const OuterSocket& socket, const ifaces::Received& received, std::uint8_t* data,
                     std::uint32_t len) noexcept;
-  void unknown(const OuterSocket& socket, const ifaces::Received& received,
-               std::span<const std::uint8_t> esp) noexcept;
+  void hold(const SadKey& key, const OuterSocket& socket, const ifaces::Received& received,
+            std::span<const std::uint8_t> esp) noexcept;
   void retry_early() noexcept;
   void forward_ike(const OuterSocket& socket, const ifaces::Received& received,
                    std::span<const std::uint8_t> datagram) noexcept;

@@ -13,11 +13,14 @@ BEHIND_NAT = "10.77.0.2/24"
 LOG_SHOWN = 60  # lines of each program, when a test fails
 
 
-def arguments(description):
+def arguments(description, **extra):
+    """The options that every test has. `extra`: further options and their defaults."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--programs", default="build/dev/tools", help="folder of the programs")
     parser.add_argument("--nat", action="store_true", help="a NAT between the gateways")
     parser.add_argument("--outer", choices=("v4", "v6"), default="v4")
+    for name, default in extra.items():
+        parser.add_argument(f"--{name}", default=default, type=type(default))
     chosen = parser.parse_args()
     chosen.programs = os.path.abspath(chosen.programs)
     return chosen
