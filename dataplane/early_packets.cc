@@ -21,8 +21,11 @@ bool EarlyPackets::hold(const SadKey& key, std::span<const std::uint8_t> esp, En
   }
   std::uint16_t slot = free_slot();
   if (slot == kNone) {
-    slot = pop(*std::max_element(lines_.begin(), lines_.end(),
-                                 [](const Line& a, const Line& b) { return a.count < b.count; }));
+    Line& longest =
+        *std::max_element(lines_.begin(), lines_.end(),
+                          [](const Line& a, const Line& b) { return a.count < b.count; });
+    if (longest.count == 0) return false;  // all of them are leaving
+    slot = pop(longest);
     all = false;
   }
   if (line->count == 0) {

@@ -71,6 +71,15 @@ TEST_F(Queue, WhoHasTheMostMakesRoom) {
   EXPECT_EQ(early.forget(line(7)) + early.forget(line(8)), EarlyPackets::kPackets - 4);
 }
 
+TEST_F(Queue, NoneIsTakenFromThoseThatLeave) {
+  for (std::uint32_t n = 0; n < EarlyPackets::kOfOne; ++n) EXPECT_TRUE(hold(7, n) && hold(8, n));
+  for (std::uint32_t n = 0; n < EarlyPackets::kOfOne; ++n) EXPECT_EQ(take(7) + take(8), 2 * n);
+  EXPECT_FALSE(hold(9, 1));
+  early.retire();
+  EXPECT_TRUE(hold(9, 1));
+  EXPECT_EQ(take(9), 1U);
+}
+
 TEST_F(Queue, BoundsOfSpisAndLengths) {
   for (std::uint32_t spi = 0; spi < EarlyPackets::kSpis; ++spi) EXPECT_TRUE(hold(300 + spi, 1));
   EXPECT_FALSE(hold(299, 1));
