@@ -23,6 +23,7 @@ from load import Load  # noqa: E402
 WEST, EAST = "192.0.2.1", "192.0.2.2"
 PC_WEST, PC_EAST = "10.81.0.2", "10.82.0.2"
 CONN = "site"
+DPD = "    dpddelay=1\n    retransmit-timeout=2s\n    dpdaction={}\n"  # as soon as it can
 
 
 def conn(encapsulation, auto, more):
@@ -41,13 +42,14 @@ def conn(encapsulation, auto, more):
 {more}"""
 
 
-def pair(lab, more=""):
-    """(west, east, their PCs), espalierd and pluto on the way up; west asks for the tunnel."""
+def pair(lab, dpd=None):
+    """(west, east, their PCs), with a tunnel that west has asked for. `dpd`: the action of each."""
     west, east = lab.libreswan("west"), lab.libreswan("east")
     lab.wire(west, "eth0", f"{WEST}/24", east, "eth0", f"{EAST}/24")
     pcs = [lab.network(host, "inside", f"{net}.1/24") for host, net in ((west, "10.81.0"), (east, "10.82.0"))]
     for host, auto in ((east, "add"), (west, "start")):
-        host.configure(conn("yes" if lab.options.nat else "no", auto, more),
+        host.configure(conn("yes" if lab.options.nat else "no", auto,
+                            DPD.format(dpd[host.name]) if dpd else ""),
                        f'{WEST} {EAST} : PSK "not-a-secret-not-a-secret"\n')
         host.start_daemon()
         host.start_pluto()
