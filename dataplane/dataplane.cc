@@ -240,6 +240,10 @@ void Dataplane::share_port(int fd) {
   state_->sockets.share_port(fd);
 }
 
+std::set<std::uint16_t> Dataplane::udp_ports() const {
+  return state_->sockets.udp_ports();
+}
+
 bool Dataplane::may_share(const ifaces::Endpoint& local) {
   return state_->sockets.may_share(local);
 }

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -166,6 +167,8 @@ class Dataplane {
   // daemon ends, ESP goes on. The descriptor is not kept. Throws std::system_error, or
   // std::invalid_argument.
   void share_port(int fd);
+  // Local ones, that SAs use or IKE daemons share.
+  [[nodiscard]] std::set<std::uint16_t> udp_ports() const;
   // An IKE daemon is about to bind a UDP socket to `local`. If that port is ours and may be shared:
   // true, and ifaces::let_share() lets it in. Throws as above.
   [[nodiscard]] bool may_share(const ifaces::Endpoint& local);

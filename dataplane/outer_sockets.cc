@@ -159,6 +159,13 @@ bool OuterSockets::may_share(const ifaces::Endpoint& local) {
   return !known->steering.has_ike();
 }
 
+std::set<std::uint16_t> OuterSockets::udp_ports() const {
+  std::set<std::uint16_t> out = shared_.ports();
+  for (const auto& socket : sockets_)
+    if (is_udp(*socket)) out.insert(socket->local.port);
+  return out;
+}
+
 int OuterSockets::ike_socket(const ifaces::Endpoint& local, std::uint32_t mark) {
   if (shared_.find(local) != nullptr)
     throw std::system_error(EADDRINUSE, std::generic_category(),

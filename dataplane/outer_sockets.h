@@ -4,7 +4,9 @@
 // Thread safety: the control thread.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "dataplane/shared_ports.h"
@@ -32,6 +34,7 @@ class OuterSockets {
   // As in Dataplane.
   void share_port(int fd);
   [[nodiscard]] bool may_share(const ifaces::Endpoint& local);
+  [[nodiscard]] std::set<std::uint16_t> udp_ports() const;
   // To be called about once a second.
   void tidy() { shared_.tidy(); }
 

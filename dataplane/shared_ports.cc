@@ -90,6 +90,12 @@ void SharedPorts::leave(OuterSocket& socket) noexcept {
   socket.share = nullptr;
 }
 
+std::set<std::uint16_t> SharedPorts::ports() const {
+  std::set<std::uint16_t> out;
+  for (const auto& share : shares_) out.insert(share->receiver.local.port);
+  return out;
+}
+
 void SharedPorts::tidy() {
   std::erase_if(shares_, [this](const auto& share) {
     if (share->users > 0 || share->steering.has_ike()) return false;

@@ -5,7 +5,9 @@
 // Thread safety: the control thread.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "dataplane/socket_set.h"
@@ -35,6 +37,7 @@ class SharedPorts {
   // From now on `socket` sends and receives through `share`. What it had itself is to be closed.
   void lead(OuterSocket& socket, PortShare& share) const;
   static void leave(OuterSocket& socket) noexcept;
+  [[nodiscard]] std::set<std::uint16_t> ports() const;
   // Gives those up that have neither a user nor an IKE daemon: the port is the host's again.
   void tidy();
 

@@ -155,6 +155,21 @@ struct Netlink::State {
     return -nl_syserr2nlerr(error->error);
   }
 
+  // The first of at least this scope.
+  std::optional<IpAddress> own_address(const Prefix& range, int scope) {
+    nl_cache* dump = nullptr;
+    check("list addresses", "", rtnl_addr_alloc_cache(socket.get(), &dump));
+    const Cache cache(dump);
+    for (nl_object* o = nl_cache_get_first(cache.get()); o != nullptr; o = nl_cache_get_next(o)) {
+      auto* const entry = reinterpret_cast<rtnl_addr*>(o);
+      const IpAddress own = from_nl(rtnl_addr_get_local(entry));
+      if (own.family == range.address.family && range.contains(own) &&
+          rtnl_addr_get_scope(entry) <= scope)
+        return own;
+    }
+    return std::nullopt;
+  }
+
   void check(const std::string& operation, const std::string& what, int result) {
     const int kernel = std::exchange(kernel_errno, 0);
     if (result >= 0) return;
@@ -378,14 +393,11 @@ bool Netlink::is_local(const IpAddress& address) {
 }
 
 std::optional<IpAddress> Netlink::local_in(const Prefix& range) {
-  nl_cache* dump = nullptr;
-  state_->check("list addresses", "", rtnl_addr_alloc_cache(state_->socket.get(), &dump));
-  const Cache cache(dump);
-  for (nl_object* o = nl_cache_get_first(cache.get()); o != nullptr; o = nl_cache_get_next(o)) {
-    const IpAddress own = from_nl(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(o)));
-    if (own.family == range.address.family && range.contains(own)) return own;
-  }
-  return std::nullopt;
+  return state_->own_address(range, RT_SCOPE_HOST);
+}
+
+std::optional<IpAddress> Netlink::global_in(const Prefix& range) {
+  return state_->own_address(range, RT_SCOPE_UNIVERSE);
 }
 
 std::optional<IpAddress> Netlink::default_source(Family family) {

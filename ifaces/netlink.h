@@ -43,6 +43,8 @@ class Netlink {
   [[nodiscard]] bool is_local(const IpAddress& address);
   // One of this host's addresses in `range`.
   [[nodiscard]] std::optional<IpAddress> local_in(const Prefix& range);
+  // The same, of those that are good outside of a host and a link.
+  [[nodiscard]] std::optional<IpAddress> global_in(const Prefix& range);
   // The source address of the default route (libreswan's %defaultroute).
   [[nodiscard]] std::optional<IpAddress> default_source(Family family);
   // The device that a packet to `to` would leave through.

@@ -30,8 +30,21 @@ struct PolicyRules::Socket {
 
 namespace {
 
-// As an administrator's own, so that routing daemons leave them alone.
-constexpr std::uint8_t kProtocol = RTPROT_STATIC;
+// The kernel removes the first rule that has what is asked for, whatever else it has: which things
+// a rule names is part of it, here as the number of who made it. Those with a destination alone are
+// as an administrator's own; routing daemons leave all of them alone.
+constexpr std::uint8_t kFirstProtocol = 192;
+
+std::uint8_t protocol_of(const PolicyRule& rule) {
+  if (rule.to.length != 0 && rule.from.length == 0 && rule.protocol == 0 &&
+      rule.source_ports.last == 0 && rule.destination_ports.last == 0 && !rule.own)
+    return RTPROT_STATIC;
+  unsigned named = 0;
+  for (const bool has : {rule.to.length != 0, rule.from.length != 0, rule.protocol != 0,
+                         rule.source_ports.last != 0, rule.destination_ports.last != 0, rule.own})
+    named = 2 * named + (has ? 1 : 0);
+  return static_cast<std::uint8_t>(kFirstProtocol + named);
+}
 
 std::string text(const PolicyRule& rule) {
   return "rtnetlink rule " + std::to_string(rule.priority) + " to " + rule.to.str();
@@ -53,17 +66,25 @@ PolicyRules::~PolicyRules() = default;
 
 void PolicyRules::add(const PolicyRule& rule) {
   try {
-    ask(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule);
+    ask(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule, protocol_of(rule));
   } catch (const std::system_error& e) {
     if (e.code().value() != EEXIST) throw;
   }
 }
 
 void PolicyRules::remove(const PolicyRule& rule) {
-  ask(RTM_DELRULE, 0, rule);
+  ask(RTM_DELRULE, 0, rule, protocol_of(rule));
 }
 
-void PolicyRules::ask(int type, int flags, const PolicyRule& rule) {
+void PolicyRules::remove_jump(std::uint32_t priority, std::uint32_t skip_to, Family family) {
+  PolicyRule any;
+  any.priority = priority;
+  any.to.address = IpAddress::any(family);
+  any.skip_to = skip_to;
+  ask(RTM_DELRULE, 0, any, RTPROT_UNSPEC);
+}
+
+void PolicyRules::ask(int type, int flags, const PolicyRule& rule, std::uint8_t protocol) {
   struct Free {
     void operator()(nl_msg* m) const noexcept { nlmsg_free(m); }
   };
@@ -84,7 +105,7 @@ void PolicyRules::ask(int type, int flags, const PolicyRule& rule) {
   put32(FRA_PRIORITY, rule.priority);
   if (rule.table != 0) put32(FRA_TABLE, rule.table);
   if (rule.skip_to != 0) put32(FRA_GOTO, rule.skip_to);
-  put(FRA_PROTOCOL, &kProtocol, sizeof kProtocol);
+  put(FRA_PROTOCOL, &protocol, sizeof protocol);
   if (to.length != 0) put(FRA_DST, to.address.bytes.data(), to.address.size());
   if (rule.from.length != 0) put(FRA_SRC, rule.from.address.bytes.data(), to.address.size());
   if (rule.protocol != 0) put(FRA_IP_PROTO, &rule.protocol, sizeof rule.protocol);
@@ -92,6 +113,7 @@ void PolicyRules::ask(int type, int flags, const PolicyRule& rule) {
     const fib_rule_port_range range{ports.first, ports.last};
     if (ports.last != 0) put(attribute, &range, sizeof range);
   };
+  if (rule.own) put(FRA_IIFNAME, "lo", sizeof "lo");
   put_ports(FRA_SPORT_RANGE, rule.source_ports);
   put_ports(FRA_DPORT_RANGE, rule.destination_ports);
   if (rule.mark != 0) {

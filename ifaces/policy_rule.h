@@ -26,6 +26,7 @@ struct PolicyRule {
     auto operator<=>(const Ports&) const = default;  // NOLINT(modernize-use-nullptr)
   };
   Ports source_ports{}, destination_ports{};
+  bool own = false;                                     // only packets that this host itself sends
   auto operator<=>(const PolicyRule&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
@@ -40,9 +41,11 @@ class PolicyRules {
   // One that is there already, left by a daemon that was killed, is taken over.
   void add(const PolicyRule& rule);
   void remove(const PolicyRule& rule);
+  // The first one of this priority that goes on at `skip_to`. ENOENT: there is none.
+  void remove_jump(std::uint32_t priority, std::uint32_t skip_to, Family family);
 
  private:
-  void ask(int type, int flags, const PolicyRule& rule);
+  void ask(int type, int flags, const PolicyRule& rule, std::uint8_t protocol);
   struct Socket;
   std::unique_ptr<Socket> socket_;
 };

@@ -46,10 +46,9 @@ std::vector<xfrm_user_tmpl> read_templates(const Request& request) {
   return out;
 }
 
-// Which no mark and no interface leads into a device, and which asks for more than to pass.
+// Which no mark and no interface leads into a device.
 bool has_no_device(const Policy& policy) {
-  return policy.info.dir == XFRM_POLICY_OUT && policy.mark.m == 0 && policy.if_id == 0 &&
-         (policy.info.action == XFRM_POLICY_BLOCK || !policy.templates.empty());
+  return policy.info.dir == XFRM_POLICY_OUT && policy.mark.m == 0 && policy.if_id == 0;
 }
 
 }  // namespace
@@ -136,13 +135,6 @@ std::uint32_t Policies::free_index(std::uint8_t direction) {
   }
 }
 
-std::unique_ptr<PolicyRoutes::Way> Policies::open_way(const Policy& policy,
-                                                      const dataplane::Selector& selector) {
-  if (policy.templates.empty()) return routes_.open(selector, {}, {});
-  const xfrm_user_tmpl& t = policy.templates.front();
-  return routes_.open(selector, to_address(t.saddr, t.family), to_address(t.id.daddr, t.family));
-}
-
 // Packets that are forwarded and packets for this host come out of the same device: `in` and `fwd`
 // are one check, which each of the two permits.
 void Policies::install(Policy& policy) {
@@ -167,7 +159,7 @@ void Policies::install(Policy& policy) {
   }
   try {
     policy.id = dataplane_.add_policy(spec);
-    if (has_no_device(policy)) policy.way = open_way(policy, spec.selector);
+    if (has_no_device(policy)) policy.way = routes_.open({spec, *policy.id});
   } catch (const std::invalid_argument& e) {
     uninstall(policy);
     throw Refused(EINVAL, e.what());

@@ -89,8 +89,6 @@ class Policies {
   void install(Policy& policy);
   void uninstall(Policy& policy) noexcept;
   void put(Policy& policy) noexcept;
-  [[nodiscard]] std::unique_ptr<PolicyRoutes::Way> open_way(const Policy& policy,
-                                                            const dataplane::Selector& selector);
   [[nodiscard]] std::uint32_t free_index(std::uint8_t direction);
 
   dataplane::Dataplane& dataplane_;

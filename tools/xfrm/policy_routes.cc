@@ -2,8 +2,11 @@
 
 #include <netinet/in.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <exception>
 #include <optional>
+#include <system_error>
 
 #include "dataplane/esp.h"
 #include "ifaces/tun.h"
@@ -18,24 +21,89 @@ using ifaces::PolicyRule;
 using ifaces::Prefix;
 
 // In front of strongSwan's rule (220), whose table leads the same packets to the gateway, in clear.
-constexpr std::uint32_t kOuterRule = 210;
+constexpr std::uint32_t kPastRule = 210;
 constexpr std::uint32_t kInnerRule = 211;
+constexpr std::uint32_t kGoOnRule = 212;
 constexpr std::uint32_t kTable = 4501;
-constexpr std::uint32_t kMainTable = 254;
-constexpr std::uint16_t kIke = 500, kNatt = 4500;
+constexpr std::uint16_t kIke = 500;
 constexpr std::uint16_t kLastPort = 65535;
 constexpr std::size_t kPath = 1500;
 
 Prefix host(const IpAddress& address) {
   return {address, static_cast<std::uint8_t>(address.bits())};
 }
+Prefix anywhere(ifaces::Family family) {
+  return {IpAddress::any(family), 0};
+}
+
+PolicyRule past_rule(const Prefix& to) {
+  PolicyRule rule;
+  rule.priority = kPastRule;
+  rule.to = to;
+  rule.skip_to = kGoOnRule;
+  return rule;
+}
+
+// What others send to be forwarded is no packet of ours, whatever its ports.
+PolicyRule own_rule(ifaces::Family family, std::uint8_t protocol, std::uint16_t port) {
+  PolicyRule rule = past_rule(anywhere(family));
+  rule.protocol = protocol;
+  rule.source_ports = {port, port};
+  rule.own = true;
+  return rule;
+}
+
+PolicyRule go_on_rule(ifaces::Family family) {
+  PolicyRule rule;
+  rule.priority = kGoOnRule;
+  rule.to = anywhere(family);
+  return rule;
+}
+
+bool overlap(const Prefix& a, const Prefix& b) {
+  return a.length <= b.length ? a.contains(b.address) : b.contains(a.address);
+}
+
+// Is there a packet that both have? Ranges that are no prefix count as the prefix around them.
+bool overlap(const Selector& a, const Selector& b) {
+  return overlap(a.source, b.source) && overlap(a.destination, b.destination) &&
+         (a.protocol == 0 || b.protocol == 0 || a.protocol == b.protocol) &&
+         a.source_port_first <= b.source_port_last && b.source_port_first <= a.source_port_last &&
+         a.destination_port_first <= b.destination_port_last &&
+         b.destination_port_first <= a.destination_port_last;
+}
+
+// As the data plane orders them.
+bool comes_before(const PolicyRoutes::Wish& a, const PolicyRoutes::Wish& b) {
+  const auto bits = [](const Selector& s) { return s.source.length + s.destination.length; };
+  if (a.spec.priority != b.spec.priority) return a.spec.priority < b.spec.priority;
+  if (bits(a.spec.selector) != bits(b.spec.selector))
+    return bits(a.spec.selector) > bits(b.spec.selector);
+  return a.id < b.id;
+}
+
+bool lets_pass(const PolicyRoutes::Wish& wish) {
+  return wish.spec.action == dataplane::PolicyAction::bypass;
+}
 
 // Rules can name ports of these only (fib_rules: the flow's ports).
 PolicyRule::Ports ports(const Selector& selector, std::uint16_t first, std::uint16_t last) {
   const std::uint8_t p = selector.protocol;
   const bool has = p == IPPROTO_TCP || p == IPPROTO_UDP || p == IPPROTO_SCTP || p == IPPROTO_DCCP;
-  if (!has || (first == 0 && last == kLastPort)) return {};
-  return {first, last};
+  if (!has || last == 0 || (first == 0 && last == kLastPort)) return {};
+  return {std::max(first, std::uint16_t{1}), last};  // 0 is no port
+}
+
+// False: rules have no words for it, and would have more packets.
+bool can_say(const Selector& selector) {
+  const auto all = [](std::uint16_t first, std::uint16_t last) {
+    return first == 0 && last == kLastPort;
+  };
+  const bool with_ports = ports(selector, 0, 1).last != 0 ||
+                          (all(selector.source_port_first, selector.source_port_last) &&
+                           all(selector.destination_port_first, selector.destination_port_last));
+  const bool from_zero = selector.source_port_last == 0 || selector.destination_port_last == 0;
+  return with_ports && !from_zero && !selector.source_range && !selector.destination_range;
 }
 
 PolicyRule rule_of(const Selector& selector) {
@@ -53,6 +121,15 @@ PolicyRule rule_of(const Selector& selector) {
 
 }  // namespace
 
+template <class Action>
+void PolicyRoutes::attempt(const Action& action) const noexcept {
+  try {
+    action();
+  } catch (const std::exception& e) {
+    log_.warning(e.what());
+  }
+}
+
 void PolicyRoutes::add(Way& way, const PolicyRule& rule) {
   const auto [entry, added] = rules_.try_emplace(rule, 0U);
   try {
@@ -65,61 +142,141 @@ void PolicyRoutes::add(Way& way, const PolicyRule& rule) {
   ++entry->second;
 }
 
-std::unique_ptr<PolicyRoutes::Way> PolicyRoutes::open(const Selector& selector,
-                                                      const IpAddress& local,
-                                                      const IpAddress& remote) {
-  auto way = std::make_unique<Way>(*this);
+void PolicyRoutes::drop_rules(Way& way) noexcept {
+  for (const PolicyRule& rule : way.rules_) {
+    const auto found = rules_.find(rule);
+    if (--found->second > 0) continue;
+    rules_.erase(found);
+    attempt([&] { policy_rules_.remove(rule); });
+  }
+  way.rules_.clear();
+}
+
+std::unique_ptr<PolicyRoutes::Way> PolicyRoutes::open(Wish wish) {
+  auto way = std::make_unique<Way>(*this, std::move(wish));
+  ways_.insert(way.get());
+  if (lets_pass(way->wish_)) {
+    let_pass(*way);
+  } else {
+    look_again();
+    lead(*way);
+  }
+  return way;
+}
+
+bool PolicyRoutes::may_pass(const Way& way) const noexcept {
+  return can_say(way.wish_.spec.selector) &&
+         std::none_of(ways_.begin(), ways_.end(), [&way](const Way* other) {
+           return !lets_pass(other->wish_) && comes_before(other->wish_, way.wish_) &&
+                  overlap(other->wish_.spec.selector, way.wish_.spec.selector);
+         });
+}
+
+// Not those without a source yet: the one that they get may be another policy's.
+void PolicyRoutes::let_pass(Way& way) {
+  if (!way.rules_.empty() || !any() || !may_pass(way)) return;
+  PolicyRule rule = rule_of(way.wish_.spec.selector);
+  rule.priority = kPastRule;
+  rule.table = 0;
+  rule.skip_to = kGoOnRule;
+  add(way, rule);
+}
+
+void PolicyRoutes::look_again() noexcept {
+  for (Way* const way : ways_) {
+    if (!lets_pass(way->wish_)) continue;
+    if (!any() || !may_pass(*way))
+      drop_rules(*way);
+    else
+      attempt([&] { let_pass(*way); });
+  }
+}
+
+void PolicyRoutes::lead(Way& way) {
+  const Selector& selector = way.wish_.spec.selector;
   dataplane::DeviceSpec device;
   device.name = kDefaultDevice;
   device.carrier_follows_sa = false;
   device.holdable = keep_ != nullptr;
-  const bool v6 = selector.destination.address.family == ifaces::Family::v6;
+  const ifaces::Family family = selector.destination.address.family;
+  const bool v6 = family == ifaces::Family::v6;
   // What the usual path and the suite that takes most of it leave; the SAs come later.
   const std::size_t mtu =
       dataplane::inner_mtu(crypto::info(crypto::Suite::aes_gcm256), kPath, v6, true);
-  way->device_ =
+  way.device_ =
       devices_.lease(device, static_cast<unsigned>(mtu), {}, v6 ? Ipv6Use::unicast : Ipv6Use::none);
   hold();
-
-  // Where the selector has our own outer packets too, those stay outside.
-  if (selector.source.contains(local) && selector.destination.contains(remote) && !local.is_any() &&
-      !remote.is_any()) {
-    PolicyRule outer;
-    outer.priority = kOuterRule;
-    outer.to = host(remote);
-    outer.table = kMainTable;
-    outer.from = host(local);
-    outer.protocol = IPPROTO_ESP;
-    add(*way, outer);
-    outer.protocol = IPPROTO_UDP;
-    for (const std::uint16_t port : {kIke, kNatt}) {
-      outer.source_ports = {port, port};
-      add(*way, outer);
-    }
-  }
-
-  const ifaces::Family family = selector.destination.address.family;
-  const auto [barrier, first] = barriers_.try_emplace(family, 0U);
-  ++barrier->second;
-  way->behind_barrier_ = family;
-  if (first) netlink_.add_unreachable({ifaces::IpAddress::any(family), 0}, kTable);
+  open_family(family);
+  way.behind_barrier_ = family;
   // The route before the rule: from that on packets are led to it.
   const Prefix& to = selector.destination;
   const auto [route, added] = routes_.try_emplace(to, 0U);
-  way->routes_.push_back(to);
+  way.routes_.push_back(to);
   ++route->second;
   if (added) {
-    const auto own = netlink_.local_in(selector.source);
+    // From anywhere: the kernel chooses.
+    std::optional<IpAddress> own;
+    if (selector.source.length != 0) own = netlink_.global_in(selector.source);
     netlink_.add_route(device.name, to, own.value_or(IpAddress{}), kTable);
   }
   PolicyRule rule = rule_of(selector);
-  add(*way, rule);
+  add(way, rule);
   // What this host sends may have no source yet; it gets the route's, which is in the selector.
   if (selector.source.length != 0) {
     rule.from = host(IpAddress::any(selector.source.address.family));
-    add(*way, rule);
+    add(way, rule);
   }
-  return way;
+  look_again();
+}
+
+void PolicyRoutes::open_family(ifaces::Family family) {
+  if (++barriers_[family] != 1) return;
+  try {
+    // A daemon that was killed may have left what lets pass, and no policy does any more.
+    try {
+      for (;;) policy_rules_.remove_jump(kPastRule, kGoOnRule, family);
+    } catch (const std::system_error& e) {
+      if (e.code().value() != ENOENT) throw;
+    }
+    policy_rules_.add(go_on_rule(family));
+    policy_rules_.add(own_rule(family, IPPROTO_ESP, 0));
+    for (const std::uint16_t port : ports_) policy_rules_.add(own_rule(family, IPPROTO_UDP, port));
+    look_at_ports();
+    netlink_.add_unreachable(anywhere(family), kTable);
+  } catch (...) {
+    close_family(family);
+    throw;
+  }
+}
+
+void PolicyRoutes::close_family(ifaces::Family family) noexcept {
+  const auto barrier = barriers_.find(family);
+  if (barrier == barriers_.end() || --barrier->second > 0) return;
+  barriers_.erase(barrier);
+  for (const std::uint16_t port : ports_)
+    attempt([&] { policy_rules_.remove(own_rule(family, IPPROTO_UDP, port)); });
+  attempt([&] { policy_rules_.remove(own_rule(family, IPPROTO_ESP, 0)); });
+  attempt([&] { policy_rules_.remove(go_on_rule(family)); });
+  attempt([&] { netlink_.remove_unreachable(anywhere(family), kTable); });
+}
+
+void PolicyRoutes::look_at_ports() noexcept {
+  if (!any()) return;
+  const auto changed = [&](const std::set<std::uint16_t>& these,
+                           const std::set<std::uint16_t>& those, auto&& change) {
+    for (const std::uint16_t port : these)
+      if (!those.contains(port))
+        for (const auto& [family, count] : barriers_)
+          attempt([&] { change(own_rule(family, IPPROTO_UDP, port)); });
+  };
+  attempt([&] {
+    std::set<std::uint16_t> wanted = dataplane_.udp_ports();
+    wanted.insert(kIke);
+    if (wanted == ports_) return;
+    changed(wanted, ports_, [this](const PolicyRule& rule) { policy_rules_.add(rule); });
+    changed(ports_, wanted, [this](const PolicyRule& rule) { policy_rules_.remove(rule); });
+    ports_ = std::move(wanted);
+  });
 }
 
 void PolicyRoutes::hold() {
@@ -134,33 +291,18 @@ void PolicyRoutes::hold() {
 }
 
 void PolicyRoutes::close(Way& way) noexcept {
+  ways_.erase(&way);
   if (leaving_) return;
-  const auto attempt = [this](const auto& undo) {
-    try {
-      undo();
-    } catch (const std::exception& e) {
-      log_.warning(e.what());
-    }
-  };
-  for (const PolicyRule& rule : way.rules_) {
-    const auto found = rules_.find(rule);
-    if (--found->second > 0) continue;
-    rules_.erase(found);
-    attempt([&] { policy_rules_.remove(rule); });
-  }
+  drop_rules(way);
   for (const Prefix& to : way.routes_) {
     const auto found = routes_.find(to);
     if (--found->second > 0) continue;
     routes_.erase(found);
     attempt([&] { netlink_.remove_route(std::string(kDefaultDevice), to, kTable); });
   }
-  const auto barrier = barriers_.find(way.behind_barrier_);
-  if (barrier != barriers_.end() && --barrier->second == 0) {
-    barriers_.erase(barrier);
-    attempt([&] {
-      netlink_.remove_unreachable({ifaces::IpAddress::any(way.behind_barrier_), 0}, kTable);
-    });
-  }
+  if (lets_pass(way.wish_)) return;
+  close_family(way.behind_barrier_);
+  look_again();
   way.device_.release();
   const std::string name(kDefaultDevice);
   if (keep_ == nullptr || !routes_.empty()) return;

@@ -2,6 +2,9 @@
 // of our devices first. One that has a device's mark or if_id is led there by the owner's routes;
 // for the policies that have neither, and so no device, the ways are made here: rules (ip-rule(8))
 // with the policy's selector, to a table that leads into the default device.
+//   210  past the ways: our own ESP and what IKE daemons send; what a policy lets pass
+//   211  the ways
+//   212  where those of 210 go on
 // If the device goes because this process is killed, a barrier in the table stays: nothing leaves
 // in clear.
 //
@@ -11,8 +14,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
+#include "dataplane/dataplane.h"
 #include "ifaces/netlink.h"
 #include "ifaces/policy_rule.h"
 #include "tools/device_pool.h"
@@ -23,8 +28,9 @@ namespace espalier::tools::xfrm {
 
 class PolicyRoutes {
  public:
-  PolicyRoutes(DevicePool& devices, ifaces::Netlink& netlink, const Log& log)
-      : devices_(devices), netlink_(netlink), log_(log) {}
+  PolicyRoutes(const dataplane::Dataplane& dataplane, DevicePool& devices, ifaces::Netlink& netlink,
+               const Log& log)
+      : dataplane_(dataplane), devices_(devices), netlink_(netlink), log_(log) {}
   PolicyRoutes(const PolicyRoutes&) = delete;
   PolicyRoutes& operator=(const PolicyRoutes&) = delete;
 
@@ -33,10 +39,16 @@ class PolicyRoutes {
   // What is there stays when this goes: somebody holds the device for the next daemon.
   void leave() noexcept { leaving_ = true; }
 
+  // What the data plane asks about a packet: selector, priority, action.
+  struct Wish {
+    dataplane::PolicySpec spec;
+    dataplane::PolicyId id{};
+  };
+
   // The way of one policy; it is there while this lives.
   class Way {
    public:
-    explicit Way(PolicyRoutes& owner) noexcept : owner_(owner) {}
+    Way(PolicyRoutes& owner, Wish wish) noexcept : owner_(owner), wish_(std::move(wish)) {}
     ~Way() { owner_.close(*this); }
     Way(const Way&) = delete;
     Way& operator=(const Way&) = delete;
@@ -44,29 +56,47 @@ class PolicyRoutes {
    private:
     friend class PolicyRoutes;
     PolicyRoutes& owner_;
+    Wish wish_;
     DeviceLease device_;
     std::vector<ifaces::PolicyRule> rules_;
     std::vector<ifaces::Prefix> routes_;
     ifaces::Family behind_barrier_ = ifaces::Family::none;
   };
 
-  // For packets of `selector` that leave between `local` and `remote` (which may be unknown): those
-  // that are outer packets or IKE go their own way. Throws std::system_error.
-  [[nodiscard]] std::unique_ptr<Way> open(const dataplane::Selector& selector,
-                                          const ifaces::IpAddress& local,
-                                          const ifaces::IpAddress& remote);
+  // For packets that one policy protects or discards: into the device. For those that it lets pass:
+  // past it, as long as no policy that comes before it wants one of them. Throws std::system_error.
+  [[nodiscard]] std::unique_ptr<Way> open(Wish wish);
+
+  // What this host sends from the data plane's UDP ports, IKE and ESP, never goes into the device.
+  // To be called when they may have changed.
+  void look_at_ports() noexcept;
+  // Has it a way into the device?
+  [[nodiscard]] bool any() const noexcept { return !barriers_.empty(); }
 
  private:
   void add(Way& way, const ifaces::PolicyRule& rule);
+  void drop_rules(Way& way) noexcept;
   void close(Way& way) noexcept;
   void hold();
+  void lead(Way& way);
+  void let_pass(Way& way);
+  // Each of those that let pass, after a change of the others: also if that cannot be.
+  void look_again() noexcept;
+  [[nodiscard]] bool may_pass(const Way& way) const noexcept;
+  void open_family(ifaces::Family family);
+  void close_family(ifaces::Family family) noexcept;
+  template <class Action>
+  void attempt(const Action& action) const noexcept;
 
+  const dataplane::Dataplane& dataplane_;
   DevicePool& devices_;
   ifaces::Netlink& netlink_;
   const Log& log_;
   Keep* keep_ = nullptr;
   bool leaving_ = false;
   ifaces::PolicyRules policy_rules_;
+  std::set<Way*> ways_;
+  std::set<std::uint16_t> ports_;
   // And how many ways want it.
   std::map<ifaces::PolicyRule, unsigned> rules_;
   std::map<ifaces::Prefix, unsigned> routes_;

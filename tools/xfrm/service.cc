@@ -213,6 +213,7 @@ void Service::take(std::span<const dataplane::Event> events, Output& output) {
 }
 
 void Service::take_due(Clock::time_point now, Output& output) {
+  routes_.look_at_ports();
   while (State* const state = states_.ended(now)) {
     tell_expired(*state, true, output);
     states_.remove(*state);
@@ -220,6 +221,10 @@ void Service::take_due(Clock::time_point now, Output& output) {
   const auto end = states_.next_end();
   const auto look = states_.look(now);
   deadline_ = end && look ? std::min(end, look) : end ? end : look;
+  // Ports come and go without a word to us.
+  constexpr std::chrono::seconds kLookAtPorts{1};
+  if (routes_.any())
+    deadline_ = std::min(deadline_.value_or(now + kLookAtPorts), now + kLookAtPorts);
 }
 
 bool Service::restore_one(const Keep::Record& record, Output& output) {

@@ -61,7 +61,7 @@ class Service {
           const Log& log)
       : dataplane_(dataplane),
         states_(dataplane, netlink, joins_),
-        routes_(devices, netlink, log),
+        routes_(dataplane, devices, netlink, log),
         policies_(dataplane, joins_, routes_) {}
 
   // What it makes outlives it there, and comes back by restore().
