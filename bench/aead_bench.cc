@@ -27,7 +27,7 @@ struct Batch {
     memory.resize(kBatch * stride);
     for (std::size_t i = 0; i < kBatch; ++i) {
       std::uint8_t* start = &memory[i * stride + before];
-      ops[i] = {start, start + text, static_cast<std::uint32_t>(text), 8, false, {}, {}};
+      ops[i] = {start, start + text, static_cast<std::uint32_t>(text), 8, false, {}, {}, nullptr};
       ops[i].nonce.back() = static_cast<std::uint8_t>(i);
     }
   }

@@ -12,17 +12,19 @@
 
 namespace espalier::crypto {
 
-// One operation on one packet, in place. `text` is `text_len` bytes, plaintext before seal and
-// after open; `icv` is info(suite).icv bytes, written by seal, read by open. Neither needs any
-// alignment or is ever null, not even for no text. All pointers are owned by the caller and live
-// for the call.
+// One operation on one packet, in place if `from` is null. `text` is `text_len` bytes, plaintext
+// before seal and after open; `icv` is info(suite).icv bytes, written by seal, read by open.
+// Neither needs any alignment or is ever null, not even for no text. All pointers are owned by the
+// caller and live for the call.
 //
 // An AEAD takes `nonce` and `aad`, and text and icv may be apart, not overlapping. What
 // authenticates its packet as it lies in memory (HMAC, GMAC) finds it there: SPI and sequence
 // number (8 bytes) and the IV (info(suite).iv bytes) right before `text`, the icv right behind it.
 // CBC reads its IV there too, and refuses a text_len that is no positive multiple of 16. With ESN
 // the high half of the number is in the middle of `aad` (SPI, high, low) for all of them.
-struct AeadOp {
+//
+// Aligned, so that no field of a batch straddles two cache lines.
+struct alignas(64) AeadOp {
   std::uint8_t* text;
   std::uint8_t* icv;
   std::uint32_t text_len;
@@ -30,10 +32,17 @@ struct AeadOp {
   bool good;                           // set by open and seal
   std::array<std::uint8_t, 12> nonce;  // CCM: the first 11
   std::array<std::uint8_t, 12> aad;
+  // GCM, seal: where the plaintext stands, apart from text and icv; null: at `text`. Others do not
+  // look at it.
+  const std::uint8_t* from;
 
   [[nodiscard]] bool esn() const noexcept { return aad_len == 12; }
   // The high half, if esn().
   [[nodiscard]] const std::uint8_t* seq_hi() const noexcept { return aad.data() + 4; }
+  // What seal is to encrypt, of GCM.
+  [[nodiscard]] const std::uint8_t* plaintext() const noexcept {
+    return from == nullptr ? text : from;
+  }
 };
 inline constexpr std::size_t kSeqHi = 4;
 inline constexpr std::size_t kEspHeaderBytes = 8;

@@ -81,8 +81,8 @@ class IpsecMbKey final : public AeadKey {
     const gcm_key_data* schedule = schedule_.get();
     Context context;
     for (AeadOp& op : ops) {
-      seal_(schedule, &context, op.text, op.text, op.text_len, op.nonce.data(), op.aad.data(),
-            op.aad_len, op.icv, icv_);
+      seal_(schedule, &context, op.text, op.plaintext(), op.text_len, op.nonce.data(),
+            op.aad.data(), op.aad_len, op.icv, icv_);
       op.good = true;
     }
   }

@@ -58,9 +58,9 @@ class StreamKey : public AeadKey {
   // Up to the ICV. One schedule serves both directions, so a change of direction costs nothing.
   [[nodiscard]] virtual bool start(AeadOp& op, int direction) const noexcept {
     int length = 0;
+    const std::uint8_t* from = direction == kSeal ? op.plaintext() : op.text;
     return op.text_len <= kLongest && begin(op, direction) &&
-           EVP_CipherUpdate(context(), op.text, &length, op.text, static_cast<int>(op.text_len)) ==
-               1;
+           EVP_CipherUpdate(context(), op.text, &length, from, static_cast<int>(op.text_len)) == 1;
   }
 
   [[nodiscard]] bool begin(const AeadOp& op, int direction) const noexcept {

@@ -23,8 +23,8 @@ class AesKey final : public AeadKey {
   void seal(std::span<AeadOp> ops) const noexcept override {
     for (AeadOp& op : ops)
       op.good = crypto_aead_aes256gcm_encrypt_detached_afternm(
-                    op.text, op.icv, nullptr, op.text, op.text_len, op.aad.data(), op.aad_len,
-                    nullptr, op.nonce.data(), schedule()) == 0;
+                    op.text, op.icv, nullptr, op.plaintext(), op.text_len, op.aad.data(),
+                    op.aad_len, nullptr, op.nonce.data(), schedule()) == 0;
     sodium_stackzero(kStack);
   }
 

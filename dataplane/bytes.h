@@ -23,6 +23,12 @@ template <class T>
 }
 }  // namespace internal
 
+// As store_be() writes it.
+template <class T>
+[[nodiscard]] inline T big_endian(T v) noexcept {
+  return internal::swapped(v);
+}
+
 template <class T>
 [[nodiscard]] inline T load_be(const std::uint8_t* p) noexcept {
   T v;

@@ -29,7 +29,7 @@ class HeldPackets {
     std::uint32_t packets = 0;  // of a super-packet
     std::uint32_t length = 0;   // 0: the slot is free
     bool leaving = false;       // handed over; free in the next turn, unless it comes back
-    std::array<std::uint8_t, kBytes> bytes;
+    std::array<std::uint8_t, kBytes + ifaces::kTunTailroom> bytes;
   };
 
   HeldPackets() : slots_(new Held[kSlots]) {}

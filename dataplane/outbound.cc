@@ -40,6 +40,29 @@ std::uint64_t within(const Limits& limits, const SaCounters& counters,
   return admitted;
 }
 
+// What of a run was read from which device: added up once a device, which is one as a rule.
+class DeviceTally {
+ public:
+  DeviceTally(unsigned worker, Device& device, std::uint64_t packets) noexcept
+      : worker_(worker), device_(&device), packets_(packets) {}
+  [[nodiscard]] Device& device() const noexcept { return *device_; }
+  // `packets` and `bytes`: of the run so far.
+  void turn_to(Device& next, std::uint64_t packets, std::uint64_t bytes) noexcept {
+    DeviceCounters& counters = device_->counters[worker_];
+    bump(counters.tx_packets, packets - packets_);
+    bump(counters.tx_bytes, bytes - bytes_);
+    device_ = &next;
+    packets_ = packets;
+    bytes_ = bytes;
+  }
+
+ private:
+  unsigned worker_;
+  Device* device_;
+  std::uint64_t packets_;
+  std::uint64_t bytes_ = 0;
+};
+
 }  // namespace
 
 Outbound::Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters,
@@ -58,8 +81,13 @@ void Outbound::add(Device& device, std::uint8_t* data, std::uint32_t len) noexce
   if (len <= sizeof hdr) return counters_.drop(Drop::malformed_inner);
   std::memcpy(&hdr, data, sizeof hdr);
   item.packet = {data + sizeof hdr, len - sizeof hdr};
-  if (!plan_segments(hdr, item.packet, item.plan) || !parse_inner(item.packet, item.key))
+  if (!parse_inner(item.packet, item.key)) return counters_.drop(Drop::malformed_inner);
+  if (hdr.gso_type == ifaces::kVnetGsoNone && (hdr.flags & ifaces::kVnetNeedsCsum) == 0 &&
+      item.key.length == item.packet.size()) {
+    plan_whole(item.packet.size(), item.plan);
+  } else if (!plan_segments(hdr, item.packet, item.plan)) {
     return counters_.drop(Drop::malformed_inner);
+  }
   item.device = &device;
   item.as_before = count_ > 0 && items_[count_ - 1].device == &device &&
                    same_flow(items_[count_ - 1].key, item.key);
@@ -225,14 +253,18 @@ void Outbound::encap(std::span<Item> items) noexcept {
   transmitter_.select(sa, to);
   const Room room = room_of(sa, to, now_ns_);
   std::size_t first = 0;
+  std::uint64_t packets = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    if (segment_length(items[i].plan, 0) <= room.longest) [[likely]]
+    if (segment_length(items[i].plan, 0) <= room.longest) [[likely]] {
+      packets += items[i].plan.count;
       continue;
-    send(sa, items.subspan(first, i - first), room);
+    }
+    send(sa, items.subspan(first, i - first), packets, room);
     too_long(sa, items[i], room);
     first = i + 1;
+    packets = 0;
   }
-  send(sa, items.subspan(first), room);
+  send(sa, items.subspan(first), packets, room);
 }
 
 Outbound::Numbers Outbound::reserve(OutboundSa& sa, std::uint64_t wanted,
@@ -248,9 +280,9 @@ Outbound::Numbers Outbound::reserve(OutboundSa& sa, std::uint64_t wanted,
 }
 
 template <class Write>
-inline void Outbound::frame(const OutboundSa& sa, std::uint64_t seq, std::size_t length,
-                            const Room& room, OuterFields outer, const Write& write) noexcept {
-  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
+inline void Outbound::frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64_t seq,
+                            std::size_t length, const Room& room, OuterFields outer,
+                            const Write& write) noexcept {
   const std::size_t padded = std::max(length, room.tfc);
   std::uint8_t* out = transmitter_.place(esp_length(suite, padded), outer);
   std::uint8_t* inner = out + kEspHeader + suite.iv;
@@ -264,9 +296,21 @@ inline void Outbound::frame(const OutboundSa& sa, std::uint64_t seq, std::size_t
   esp_frame(sa, suite, seq, out, padded, next_header, transmitter_.op());
 }
 
-void Outbound::send(OutboundSa& sa, std::span<const Item> items, const Room& room) noexcept {
-  std::uint64_t wanted = 0;
-  for (const Item& item : items) wanted += item.plan.count;
+// A packet that is not cut is sealed out of the TUN's buffer.
+inline void Outbound::frame_whole(const OutboundSa& sa, const crypto::SuiteInfo& suite,
+                                  std::uint64_t seq, const Item& item, const Room& room,
+                                  OuterFields outer) noexcept {
+  const std::size_t length = item.plan.length;
+  if (item.plan.kind == SegmentPlan::Kind::whole_csum) complete(item.plan, item.packet);
+  if (room.mss.v4 != 0) [[unlikely]]
+    clamp_mss(item.packet, room.mss);
+  std::uint8_t* out = transmitter_.place(esp_length(suite, length), outer);
+  esp_frame(sa, suite, seq, out, length, item.key.ipv6 ? kNextIpv6 : kNextIpv4, transmitter_.op(),
+            item.packet.data());
+}
+
+void Outbound::send(OutboundSa& sa, std::span<const Item> items, std::uint64_t wanted,
+                    const Room& room) noexcept {
   if (wanted == 0) return;
   const Limits* limits = sa.limits.load(std::memory_order_acquire);
   std::uint64_t admitted = wanted;
@@ -282,26 +326,39 @@ void Outbound::send(OutboundSa& sa, std::span<const Item> items, const Room& roo
   }
   std::uint64_t seq = numbers.first;
   const std::uint64_t end = seq + numbers.count;
-  std::uint64_t packets = 0;
   std::uint64_t bytes = 0;
+  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
+  const bool from_where_it_is = suite.mode == crypto::Mode::gcm && room.tfc == 0;
+  DeviceTally tally(worker_, *items.front().device, seq);
+  const bool by_tos_alone = sa.outer.by_tos_alone();
+  unsigned tos = 0x100;  // none yet
+  OuterFields fields;
   for (const Item& item : items) {
-    const std::uint64_t packets_before = packets;
-    const std::uint64_t bytes_before = bytes;
-    OuterFields outer = sa.outer.fields(item.packet.data(), item.key.ipv6, item.key.tos);
+    if (&tally.device() != item.device) [[unlikely]]
+      tally.turn_to(*item.device, seq, bytes);
+    if (item.key.tos != tos || !by_tos_alone) {
+      tos = item.key.tos;
+      fields = sa.outer.fields(item.packet.data(), item.key.ipv6, item.key.tos);
+    }
+    OuterFields outer = fields;
     if (segment_length(item.plan, 0) > room.unfragmented) [[unlikely]]
       outer.make_fragments();
+    if (from_where_it_is && item.plan.headers == 0) {
+      if (seq == end) break;
+      frame_whole(sa, suite, seq, item, room, outer);
+      ++seq;
+      bytes += item.plan.length;
+      continue;
+    }
     for (std::size_t i = 0; i < item.plan.count && seq < end; ++i, ++seq) {
       const std::size_t length = segment_length(item.plan, i);
-      frame(sa, seq, length, room, outer,
+      frame(sa, suite, seq, length, room, outer,
             [&](std::uint8_t* inner) { write_segment(item.plan, item.packet, i, inner); });
-      ++packets;
       bytes += length;
     }
-    DeviceCounters& counters = item.device->counters[worker_];
-    bump(counters.tx_packets, packets - packets_before);
-    bump(counters.tx_bytes, bytes - bytes_before);
   }
-  sa.counters.count(packets, bytes, now_ns_);
+  tally.turn_to(tally.device(), seq, bytes);
+  sa.counters.count(numbers.count, bytes, now_ns_);
   if (limits != nullptr) [[unlikely]]
     reporter_.judge(sa, *limits);
 }
@@ -320,7 +377,7 @@ void Outbound::too_long(OutboundSa& sa, const Item& item, const Room& room) noex
   const bool df = !item.key.ipv6 && (item.packet[6] & 0x40) != 0;
   switch (fit(length, item.key.ipv6, df, room)) {
     case Fit::whole:
-      return send(sa, {&item, 1}, room);
+      return send(sa, {&item, 1}, item.plan.count, room);
     case Fit::in_fragments:
       return send_fragments(sa, item, room);
     case Fit::not_at_all:
@@ -332,6 +389,7 @@ void Outbound::too_long(OutboundSa& sa, const Item& item, const Room& room) noex
 }
 
 void Outbound::send_fragments(OutboundSa& sa, const Item& item, const Room& room) noexcept {
+  const crypto::SuiteInfo& suite = crypto::info(sa.suite);
   const OuterFields outer = sa.outer.fields(item.packet.data(), item.key.ipv6, item.key.tos);
   DeviceCounters& counters = item.device->counters[worker_];
   const Limits* limits = sa.limits.load(std::memory_order_acquire);
@@ -350,7 +408,8 @@ void Outbound::send_fragments(OutboundSa& sa, const Item& item, const Room& room
     std::uint64_t bytes = 0;
     for (std::uint64_t seq = numbers.first; seq < numbers.first + numbers.count; ++seq) {
       const std::size_t piece = fragments.next_length();
-      frame(sa, seq, piece, room, outer, [&](std::uint8_t* inner) { fragments.write_next(inner); });
+      frame(sa, suite, seq, piece, room, outer,
+            [&](std::uint8_t* inner) { fragments.write_next(inner); });
       bytes += piece;
     }
     sa.counters.count(numbers.count, bytes, now_ns_);

@@ -21,7 +21,8 @@ class Outbound {
  public:
   Outbound(unsigned worker, ifaces::Engine& engine, WorkerCounters& counters, EventQueue& events);
 
-  // Takes one TUN read: a VnetHdr and a packet, which must stay until the turn ends.
+  // Takes one TUN read: a VnetHdr and a packet, and kTunTailroom bytes behind it, all of which must
+  // stay until the turn ends and may be written to.
   void add(Device& device, std::uint8_t* data, std::uint32_t len) noexcept;
 
   // A turn starts; `now_ns`: steady clock.
@@ -74,7 +75,7 @@ class Outbound {
   static constexpr std::size_t kBatch = 64;
 
   struct Item {
-    std::span<const std::uint8_t> packet;
+    std::span<std::uint8_t> packet;
     SegmentPlan plan;
     InnerKey key;
     Device* device;
@@ -94,8 +95,9 @@ class Outbound {
   void retry(HeldPackets::Held& held, Device* device) noexcept;
 
   void encap(std::span<Item> items) noexcept;
-  // Of the SA that encap() has chosen.
-  void send(OutboundSa& sa, std::span<const Item> items, const Room& room) noexcept;
+  // Of the SA that encap() has chosen. `wanted`: packets of all items.
+  void send(OutboundSa& sa, std::span<const Item> items, std::uint64_t wanted,
+            const Room& room) noexcept;
   void too_long(OutboundSa& sa, const Item& item, const Room& room) noexcept;
   void send_fragments(OutboundSa& sa, const Item& item, const Room& room) noexcept;
   // The numbers of a run of packets. Fewer than `wanted` where the SA has no more, or its lifetime
@@ -107,8 +109,10 @@ class Outbound {
   [[nodiscard]] Numbers reserve(OutboundSa& sa, std::uint64_t wanted,
                                 std::uint64_t admitted) noexcept;
   template <class Write>
-  void frame(const OutboundSa& sa, std::uint64_t seq, std::size_t length, const Room& room,
-             OuterFields outer, const Write& write) noexcept;
+  void frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64_t seq,
+             std::size_t length, const Room& room, OuterFields outer, const Write& write) noexcept;
+  void frame_whole(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64_t seq,
+                   const Item& item, const Room& room, OuterFields outer) noexcept;
 
   unsigned worker_;
   WorkerCounters& counters_;

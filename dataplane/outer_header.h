@@ -70,15 +70,19 @@ struct OuterRule {
     }
   }
 
+  // Are the fields of two packets with the same TOS the same?
+  [[nodiscard]] bool by_tos_alone() const noexcept { return !copy_df && !copy_flow_label; }
   // `packet`: the inner one, its header checked.
   [[nodiscard]] OuterFields fields(const std::uint8_t* packet, bool ipv6,
                                    std::uint8_t tos) const noexcept {
-    const bool inner_df = ipv6 || (packet[6] & 0x40) != 0;
+    bool fragmentable = clear_df;
+    if (copy_df) [[unlikely]]
+      fragmentable = fragmentable || !(ipv6 || (packet[6] & 0x40) != 0);
     std::uint32_t flow_label = 0;
     if (copy_flow_label && ipv6) [[unlikely]]
       flow_label = load_be<std::uint32_t>(packet) & 0xfffff;
-    return {static_cast<std::uint8_t>((tos & tos_keep) | tos_set), hop_limit,
-            clear_df || (copy_df && !inner_df), flow_label};
+    return {static_cast<std::uint8_t>((tos & tos_keep) | tos_set), hop_limit, fragmentable,
+            flow_label};
   }
 };
 

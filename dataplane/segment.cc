@@ -89,7 +89,7 @@ bool parse(Bytes packet, Network& net) {
   }
 }
 
-bool plan_whole(const ifaces::VnetHdr& hdr, Bytes packet, const Network& net, SegmentPlan& plan) {
+bool plan_uncut(const ifaces::VnetHdr& hdr, Bytes packet, const Network& net, SegmentPlan& plan) {
   plan.kind = SegmentPlan::Kind::whole;
   plan.count = 1;
   if ((hdr.flags & ifaces::kVnetNeedsCsum) == 0) return true;
@@ -167,18 +167,19 @@ bool plan_udp(const ifaces::VnetHdr& hdr, Bytes packet, const Network& net, Segm
   return true;
 }
 
-std::size_t payload_length(const SegmentPlan& plan, std::size_t i) {
-  const std::size_t before = i * plan.segment;
-  return std::min<std::size_t>(plan.segment, plan.length - plan.headers - before);
+// `sum`: of everything from csum_start on.
+void store_whole_csum(const SegmentPlan& plan, std::uint64_t sum, std::uint8_t* out) {
+  auto checksum = static_cast<std::uint16_t>(~fold(sum));
+  if (plan.udp && checksum == 0) checksum = 0xffff;
+  store_sum(out + plan.csum_start + plan.csum_offset, checksum);
 }
 
 void write_whole_csum(const SegmentPlan& plan, Bytes packet, std::uint8_t* out) {
   std::memcpy(out, packet.data(), plan.csum_start);
-  const std::uint64_t sum = copy_and_sum(out + plan.csum_start, packet.data() + plan.csum_start,
-                                         plan.length - plan.csum_start);
-  auto checksum = static_cast<std::uint16_t>(~fold(sum));
-  if (plan.udp && checksum == 0) checksum = 0xffff;
-  store_sum(out + plan.csum_start + plan.csum_offset, checksum);
+  store_whole_csum(plan,
+                   copy_and_sum(out + plan.csum_start, packet.data() + plan.csum_start,
+                                plan.length - plan.csum_start),
+                   out);
 }
 
 }  // namespace
@@ -191,7 +192,7 @@ bool plan_segments(const ifaces::VnetHdr& hdr, std::span<const std::uint8_t> pac
   plan.ipv6 = net.ipv6;
   plan.l4 = static_cast<std::uint16_t>(net.l4);
   plan.length = static_cast<std::uint32_t>(packet.size());
-  if (hdr.gso_type == ifaces::kVnetGsoNone) return plan_whole(hdr, packet, net, plan);
+  if (hdr.gso_type == ifaces::kVnetGsoNone) return plan_uncut(hdr, packet, net, plan);
   if (hdr.gso_size == 0 || net.fragment) return false;
   switch (hdr.gso_type) {
     case ifaces::kVnetGsoTcp4:
@@ -207,8 +208,10 @@ bool plan_segments(const ifaces::VnetHdr& hdr, std::span<const std::uint8_t> pac
   }
 }
 
-std::size_t segment_length(const SegmentPlan& plan, std::size_t i) noexcept {
-  return plan.headers == 0 ? plan.length : plan.headers + payload_length(plan, i);
+void complete(const SegmentPlan& plan, std::span<std::uint8_t> packet) noexcept {
+  if (plan.kind != SegmentPlan::Kind::whole_csum) return;
+  store_whole_csum(plan, sum_bytes(&packet[plan.csum_start], plan.length - plan.csum_start),
+                   packet.data());
 }
 
 void write_segment(const SegmentPlan& plan, std::span<const std::uint8_t> packet, std::size_t i,
@@ -219,9 +222,9 @@ void write_segment(const SegmentPlan& plan, std::span<const std::uint8_t> packet
   }
   if (plan.kind == SegmentPlan::Kind::whole_csum) return write_whole_csum(plan, packet, out);
 
-  const std::size_t payload = payload_length(plan, i);
+  const std::size_t length = segment_length(plan, i);
+  const std::size_t payload = length - plan.headers;
   const std::size_t before = i * plan.segment;
-  const std::size_t length = plan.headers + payload;
   const auto l4_length = static_cast<std::uint16_t>(length - plan.l4);
   std::uint8_t* l4 = out + plan.l4;
   std::memcpy(out, packet.data(), plan.headers);

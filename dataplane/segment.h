@@ -1,7 +1,8 @@
 // Outbound: a super-packet from the TUN becomes packets that fit a tunnel (TSO, USO), and an
-// incomplete checksum becomes a complete one. Copies: the source is not changed.
+// incomplete checksum becomes a complete one. Copies, but for complete().
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -39,8 +40,23 @@ struct SegmentPlan {
 [[nodiscard]] bool plan_segments(const ifaces::VnetHdr& hdr, std::span<const std::uint8_t> packet,
                                  SegmentPlan& plan) noexcept;
 
+// The plan of a packet that is whole, its checksum complete, and whose length by its own header is
+// `length`: what plan_segments makes of it.
+inline void plan_whole(std::size_t length, SegmentPlan& plan) noexcept {
+  plan = {};
+  plan.count = 1;
+  plan.length = static_cast<std::uint32_t>(length);
+}
+
 // Bytes of segment `i` (0 … count-1), headers included.
-[[nodiscard]] std::size_t segment_length(const SegmentPlan& plan, std::size_t i) noexcept;
+[[nodiscard]] inline std::size_t segment_length(const SegmentPlan& plan, std::size_t i) noexcept {
+  if (plan.headers == 0) return plan.length;
+  const std::size_t before = i * plan.segment;
+  return plan.headers + std::min<std::size_t>(plan.segment, plan.length - plan.headers - before);
+}
+
+// Completes the checksum of a packet that is not cut (headers == 0) where it stands.
+void complete(const SegmentPlan& plan, std::span<std::uint8_t> packet) noexcept;
 
 // Writes segment `i` to `out` (segment_length bytes; must not overlap `packet`), its lengths, IP
 // ID, sequence number, flags and checksums as a NIC's TSO would have them.

@@ -26,6 +26,7 @@ namespace espalier::ifaces {
 
 using Port = std::uint16_t;  // an attached descriptor; small, dense, reused after detach()
 inline constexpr std::size_t kMaxPorts = 4096;
+inline constexpr std::size_t kTunTailroom = 8;  // for an ESP trailer
 
 // raw_esp4, raw_esp6: any raw socket; with IPv4 the kernel shows the IP header.
 enum class PortKind : std::uint8_t { tun, udp, raw_esp4, raw_esp6 };
@@ -38,10 +39,11 @@ struct Received {
   std::uint16_t segment_size;  // UDP GRO: `len` bytes are datagrams of this size, the last maybe
                                // shorter; 0: one datagram
   std::uint32_t len;
-  std::uint8_t* data;  // tun: VnetHdr, then the packet. udp: the UDP payload. raw_esp*: the ESP
-                       // header (the engine has stepped over the IPv4 header)
-  Endpoint peer;       // sender; port 0 for raw_esp*; unset for tun
-  IpAddress local;     // where it was sent to, if the socket is bound to no address; else unset
+  // tun: VnetHdr, then the packet, and kTunTailroom bytes behind it that may be written to. udp:
+  // the UDP payload. raw_esp*: the ESP header (the engine has stepped over the IPv4 header).
+  std::uint8_t* data;
+  Endpoint peer;    // sender; port 0 for raw_esp*; unset for tun
+  IpAddress local;  // where it was sent to, if the socket is bound to no address; else unset
 };
 
 // One datagram, or several of `segment_size` bytes (the last maybe shorter) sent as one (UDP GSO).

@@ -54,7 +54,7 @@ inline constexpr std::array<GroupShape, kGroups> kShapes{{
     {0, kSocketHeadroom + 65535, std::size_t{64} * 1027},
     {0, kSocketHeadroom + 9216, std::size_t{64} * 147},
 }};
-static_assert(kShapes[0].headroom + kShapes[0].bytes <= kShapes[0].stride);
+static_assert(kShapes[0].headroom + kShapes[0].bytes + kTunTailroom <= kShapes[0].stride);
 static_assert(kShapes[1].bytes <= kShapes[1].stride && kShapes[2].bytes <= kShapes[2].stride);
 
 constexpr const GroupShape& shape_of(Group g) noexcept {

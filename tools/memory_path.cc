@@ -62,7 +62,6 @@ struct MemoryPath::State {
         std::size_t flows);
 
   void add_flow(const crypto::Backend& backend, std::size_t i);
-  std::uint8_t* next_packet();
 
   const crypto::SuiteInfo& suite;
   std::size_t size;
@@ -78,7 +77,9 @@ struct MemoryPath::State {
   EventQueue events{-1};
   Outbound outbound;
   ifaces::Endpoint peer{v4(kOuterLocal), 4500};
-  std::vector<std::uint8_t> packets;  // kBatch of them, each behind its VnetHdr
+  [[nodiscard]] std::size_t read() const { return sizeof(ifaces::VnetHdr) + size; }
+  [[nodiscard]] std::size_t step() const { return read() + ifaces::kTunTailroom; }
+  std::vector<std::uint8_t> packets;  // kBatch of them, as read from a TUN
   std::vector<InboundPacket> run;
   std::minstd_rand random{1};
 };
@@ -98,9 +99,9 @@ MemoryPath::State::State(const crypto::Backend& backend, crypto::Suite suite_id,
   device.ports = {0};
   for (std::size_t i = 0; i < flows; ++i) add_flow(backend, i);
 
-  packets.assign(kBatch * (sizeof(ifaces::VnetHdr) + size), 0);
+  packets.assign(kBatch * step(), 0);
   for (std::size_t i = 0; i < kBatch; ++i) {
-    std::uint8_t* ip = &packets[i * (sizeof(ifaces::VnetHdr) + size) + sizeof(ifaces::VnetHdr)];
+    std::uint8_t* ip = &packets[i * step() + sizeof(ifaces::VnetHdr)];
     ip[0] = 0x45;
     store_be(ip + 2, static_cast<std::uint16_t>(size));
     ip[8] = 64;
@@ -160,15 +161,14 @@ void MemoryPath::encap() {
   State& s = *state_;
   s.engine.forget();
   s.outbound.begin_turn(1);
-  const std::size_t step = sizeof(ifaces::VnetHdr) + s.size;
   for (std::size_t i = 0; i < kBatch; ++i) {
-    std::uint8_t* data = &s.packets[i * step];
+    std::uint8_t* data = &s.packets[i * s.step()];
     if (s.policies.size() > 1)
       store_be(data + sizeof(ifaces::VnetHdr) + 16,
                static_cast<std::uint32_t>(kFirstInner + 1 + s.random() % s.policies.size()));
     else
       store_be(data + sizeof(ifaces::VnetHdr) + 16, std::uint32_t{kFirstInner + 1});
-    s.outbound.add(s.device, data, static_cast<std::uint32_t>(step));
+    s.outbound.add(s.device, data, static_cast<std::uint32_t>(s.read()));
   }
   s.outbound.end_turn();
 }

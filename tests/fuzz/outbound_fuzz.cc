@@ -118,13 +118,15 @@ std::uint64_t open_all(Setup& s) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Input input(data, size);
   Setup s(input);
-  std::deque<std::vector<std::uint8_t>> reads;  // of exactly their size, until the turn ends
+  // Of exactly their size and what may be written behind them; until the turn ends.
+  std::deque<std::vector<std::uint8_t>> reads;
   s.outbound.begin_turn(1);
   while (!input.empty()) {
     const auto bytes = input.bytes(input.word());
     if (bytes.empty()) continue;
     auto& read = reads.emplace_back(bytes.begin(), bytes.end());
-    s.outbound.add(s.pair.device, read.data(), static_cast<std::uint32_t>(read.size()));
+    read.resize(bytes.size() + ifaces::kTunTailroom);
+    s.outbound.add(s.pair.device, read.data(), static_cast<std::uint32_t>(bytes.size()));
   }
   s.outbound.end_turn();
   const std::uint64_t sent = open_all(s);

@@ -254,6 +254,41 @@ class Fenced {
   std::uint8_t* base_;
 };
 
+class AeadOfGcm : public Aead {};
+
+TEST_P(AeadOfGcm, SealsWhatStandsElsewhere) {
+  const auto k = key();
+  const Fenced source;
+  std::vector<std::size_t> lengths(600);
+  std::iota(lengths.begin(), lengths.end(), 0U);
+  lengths.insert(lengths.end(), {1404, 1420, 9000});
+  for (const std::size_t length : lengths) {
+    SCOPED_TRACE(::testing::Message() << length << " bytes");
+    const Packet packet = plain(length, static_cast<std::uint32_t>(length));
+    Packet expected = packet;
+    std::vector<bool> good;
+    seal(*k, {&expected, 1}, good);
+    Bytes wire(packet.wire_length());
+    AeadOp op = packet.lay_out(wire.data());
+    std::fill_n(op.text, length, std::uint8_t{0xC5});
+    op.from = std::copy(packet.text.begin(), packet.text.end(), source.end() - length) - length;
+    k->seal({&op, 1});
+    ASSERT_TRUE(op.good);
+    ASSERT_TRUE(std::equal(expected.text.begin(), expected.text.end(), op.text));
+    ASSERT_TRUE(std::equal(expected.icv.begin(), expected.icv.end(), op.icv));
+    ASSERT_TRUE(std::equal(packet.text.begin(), packet.text.end(), op.from));
+    k->open({&op, 1});  // in place, whatever it was sealed from
+    ASSERT_TRUE(op.good);
+    ASSERT_TRUE(std::equal(packet.text.begin(), packet.text.end(), op.text));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AeadOfGcm,
+                         ::testing::ValuesIn(backend_cases([](const SuiteInfo& s) {
+                           return s.mode == Mode::gcm;
+                         })),
+                         case_name);
+
 TEST_P(AeadBounds, ReadsNothingBeyondItsOperands) {
   const auto k = key();
   const Fenced wire;

@@ -24,6 +24,23 @@ TEST(Esp, RoundTripOfEveryLength) {
   }
 }
 
+// With GCM the inner packet may stand elsewhere, with room for no more than the trailer behind it.
+TEST(Esp, SealedOutOfAnotherBuffer) {
+  for (const auto suite : {crypto::Suite::aes_gcm256, crypto::Suite::aes_gcm_8_128}) {
+    SaPair pair(true, suite);
+    for (std::size_t length = 20; length <= 100; ++length) {
+      Bytes inner = inner_v4(length);
+      const Bytes expected = pair.seal(length, inner);
+      inner.resize(length + ifaces::kTunTailroom);
+      Bytes packet(expected.size());
+      crypto::AeadOp op{};
+      esp_frame(pair.out, pair.suite, length, packet.data(), length, kNextIpv4, op, inner.data());
+      pair.out.key(0).seal({&op, 1});
+      ASSERT_EQ(packet, expected) << length;
+    }
+  }
+}
+
 // RFC 4106 §5: 4-byte alignment and no more; a 1,500-byte result stays 1,500.
 TEST(Esp, PaddingIsMinimal) {
   const auto& suite = crypto::info(crypto::Suite::aes_gcm128);
