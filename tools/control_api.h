@@ -25,7 +25,9 @@ class ControlApi {
   ControlApi(ControlServer& server, dataplane::Dataplane& dataplane, DevicePool& devices,
              ifaces::Netlink& netlink);
   // As in Installed.
-  void set_used_keys(std::filesystem::path file) { installed_.set_used_keys(std::move(file)); }
+  UsedKeys& set_used_keys(std::filesystem::path file) {
+    return installed_.set_used_keys(std::move(file));
+  }
   ControlApi(const ControlApi&) = delete;
   ControlApi& operator=(const ControlApi&) = delete;
 

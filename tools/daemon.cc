@@ -119,13 +119,13 @@ Daemon::Daemon(DaemonOptions options, Log& log)
   devices_.emplace(*dataplane_, netlink_, log_);
   site_.emplace(Site{*dataplane_, netlink_, *devices_, log_});
   api_.emplace(*control_, *dataplane_, *devices_, netlink_);
-  api_->set_used_keys(used_keys_file(globals));
+  UsedKeys& used_keys = api_->set_used_keys(used_keys_file(globals));
   event_log_.emplace(log_, [this](dataplane::SaId id) {
     const auto sa = dataplane_->sa(id);
     return sa ? sa->name : std::string();
   });
   add_operations();
-  open_xfrm();
+  open_xfrm(used_keys);
   log_start();
   if (!crypto::secrets_are_locked())
     log_.warning(
@@ -470,12 +470,13 @@ bool Daemon::follow_signals(const ifaces::UniqueFd& signals) {
   return true;
 }
 
-void Daemon::open_xfrm() {
+void Daemon::open_xfrm(UsedKeys& used_keys) {
   const std::filesystem::path path = front::socket_path(config_.globals.control);
   try {
     keep_.emplace();
     xfrm_ = std::make_unique<xfrm::Server>(path, *dataplane_, netlink_, *devices_, log_, group_,
                                            *keep_, api_->set_keep(*keep_));
+    xfrm_->set_used_keys(used_keys);
     api_->set_xfrm(xfrm_.get());
   } catch (const std::exception& e) {
     log_.warning(std::string("espalier exec will not find this daemon: ") + e.what());

@@ -102,7 +102,7 @@ class Daemon {
   static void close_clients(Prepared& prepared);
 
   // Without its socket the daemon runs all the same: only `espalier exec` needs it.
-  void open_xfrm();
+  void open_xfrm(UsedKeys& used_keys);
   void take_events();
   // Tells once of each device that somebody else has deleted; the next reload makes it again.
   void watch_devices();

@@ -56,7 +56,9 @@ class Installed : public KeptDevices {
   // Devices outlive us from now on, with those who hold them.
   void set_keep(Keep& keep) noexcept { keep_ = &keep; }
   // Keys of outbound SAs are refused from now on if a daemon before us had them.
-  void set_used_keys(std::filesystem::path file) { used_keys_.emplace(std::move(file)); }
+  UsedKeys& set_used_keys(std::filesystem::path file) {
+    return used_keys_.emplace(std::move(file));
+  }
   bool restore(const Keep::Record& record) override;
   void put_all() noexcept override;
 

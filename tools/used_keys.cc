@@ -38,27 +38,49 @@ void UsedKeys::open() {
   ifaces::UniqueFd fd(::open(file_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW,
                              S_IRUSR | S_IWUSR));
   if (!fd) fail("open");
+  fd_ = std::move(fd);
+  try {
+    std::size_t lines = 0;
+    const std::string text = read_last(lines);
+    // A line that a crash has cut off named a key that no SA has had.
+    if (::ftruncate(fd_.get(), static_cast<off_t>(lines * kLine)) != 0) fail("truncate");
+    lines_ = lines;
+    if (text.size() < lines * kLine) replace(text);
+    for (std::size_t at = 0; at < text.size(); at += kLine)
+      from_before_.insert(text.substr(at, kDigits));
+  } catch (...) {
+    fd_.reset(-1);
+    throw;
+  }
+}
+
+std::string UsedKeys::read_last(std::size_t& lines) const {
   struct stat status {};
-  if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) fail("not a file");
-  // A line that a crash has cut off named a key that no SA has had.
-  const auto lines = static_cast<std::size_t>(status.st_size) / kLine;
+  if (::fstat(fd_.get(), &status) != 0 || !S_ISREG(status.st_mode)) fail("not a file");
+  lines = static_cast<std::size_t>(status.st_size) / kLine;
   std::string text(std::min(lines, kMost) * kLine, '\0');
   const auto from = static_cast<off_t>(lines * kLine - text.size());
   for (std::size_t got = 0; got < text.size();) {
     const ssize_t n =
-        ::pread(fd.get(), &text[got], text.size() - got, from + static_cast<off_t>(got));
+        ::pread(fd_.get(), &text[got], text.size() - got, from + static_cast<off_t>(got));
     if (n <= 0) fail("read");
     got += static_cast<std::size_t>(n);
   }
-  if (::ftruncate(fd.get(), static_cast<off_t>(lines * kLine)) != 0) fail("truncate");
-  for (std::size_t at = 0; at < text.size(); at += kLine)
-    from_before_.insert(text.substr(at, kDigits));
-  if (from != 0) {
-    if (::ftruncate(fd.get(), 0) != 0 ||
-        ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-      fail("write");
-  }
+  return text;
+}
+
+// In one step: at no moment is there less.
+void UsedKeys::replace(const std::string& text) {
+  const std::string next = file_.string() + ".new";
+  static_cast<void>(::unlink(next.c_str()));
+  ifaces::UniqueFd fd(::open(next.c_str(),
+                             O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC | O_NOFOLLOW,
+                             S_IRUSR | S_IWUSR));
+  if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
+      ::fdatasync(fd.get()) != 0 || ::rename(next.c_str(), file_.c_str()) != 0)
+    fail("write");
   fd_ = std::move(fd);
+  lines_ = text.size() / kLine;
 }
 
 bool UsedKeys::is_from_before(const Name& name) {
@@ -66,14 +88,19 @@ bool UsedKeys::is_from_before(const Name& name) {
   return from_before_.contains(name);
 }
 
-void UsedKeys::add(const std::vector<Name>& names) {
+void UsedKeys::add(const std::vector<Name>& names, Sync sync) {
   if (names.empty()) return;
   open();
+  if (lines_ >= 2 * kMost) {
+    std::size_t lines = 0;
+    replace(read_last(lines));
+  }
   std::string text;
   for (const Name& name : names) text.append(name).append("\n");
   if (::write(fd_.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
-      ::fdatasync(fd_.get()) != 0)
+      (sync == Sync::now && ::fdatasync(fd_.get()) != 0))
     fail("write");
+  lines_ += names.size();
   for (const Name& name : names) from_before_.erase(name);
 }
 

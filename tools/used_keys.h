@@ -1,4 +1,4 @@
-// Which keys the outbound SAs of the control socket have had, in a file: a daemon that starts again
+// Which keys the outbound SAs of both sockets have had, in a file: a daemon that starts again
 // must not number packets from 1 under one of them (RFC 4106 §2). Of a key half a SHA-256 is kept.
 //
 // Thread safety: the control thread.
@@ -17,7 +17,8 @@ namespace espalier::tools {
 
 class UsedKeys {
  public:
-  // The last ones; those before are forgotten at a start. 33 bytes each.
+  // The last ones; those before are forgotten at a start, or when there are as many of them. 33
+  // bytes each.
   static constexpr std::size_t kMost = std::size_t{1} << 20;
 
   explicit UsedKeys(std::filesystem::path file) : file_(std::move(file)) {}
@@ -28,15 +29,21 @@ class UsedKeys {
   // Did an SA of an earlier daemon have it, and none of this one since? Throws std::runtime_error
   // if the file cannot be read, with what to do.
   [[nodiscard]] bool is_from_before(const Name& name);
-  // On disk when it returns. Throws std::runtime_error.
-  void add(const std::vector<Name>& names);
+  // On disk when it returns; or later, but not lost if only this process ends. Throws
+  // std::runtime_error.
+  enum class Sync : std::uint8_t { later, now };
+  void add(const std::vector<Name>& names, Sync sync = Sync::now);
 
  private:
   void open();
+  // The names that count, and how many there are in all.
+  [[nodiscard]] std::string read_last(std::size_t& lines) const;
+  void replace(const std::string& text);
   [[noreturn]] void fail(const char* what) const;
 
   std::filesystem::path file_;
   ifaces::UniqueFd fd_;  // not open before it is needed
+  std::size_t lines_ = 0;
   std::unordered_set<Name> from_before_;
 };
 

@@ -48,6 +48,7 @@ class Server : public ControlApi::Others {
   [[nodiscard]] int fd() const noexcept { return epoll_.get(); }
   // Does what can be done without waiting.
   void serve();
+  void set_used_keys(UsedKeys& used) noexcept { service_.set_used_keys(used); }
   // What the data plane told.
   void take(std::span<const dataplane::Event> events);
   [[nodiscard]] bool owns(dataplane::SaId id) const override { return service_.owns(id); }

@@ -71,6 +71,7 @@ class Service {
     routes_.set_keep(keep);
     keep_ = &keep;
   }
+  void set_used_keys(UsedKeys& used) noexcept { states_.set_used_keys(used); }
   // The next daemon finds the ways of policies as they are.
   void leave() noexcept { routes_.leave(); }
   struct Restored {

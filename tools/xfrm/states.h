@@ -15,6 +15,7 @@
 
 #include "dataplane/dataplane.h"
 #include "ifaces/netlink.h"
+#include "tools/used_keys.h"
 #include "tools/xfrm/joins.h"
 #include "tools/xfrm/migration.h"
 #include "tools/xfrm/state.h"
@@ -29,6 +30,8 @@ class States {
       : dataplane_(dataplane), netlink_(netlink), joins_(joins) {}
   // States are kept there from now on.
   void set_keep(Keep& keep) noexcept { keep_ = &keep; }
+  // Keys of outbound states are noted there from now on, for the daemons after this one.
+  void set_used_keys(UsedKeys& used) noexcept { used_keys_ = &used; }
 
   States(const States&) = delete;
   States& operator=(const States&) = delete;
@@ -84,6 +87,7 @@ class States {
   // Gives it an SA of the data plane; and takes that away again.
   void install(State& state);
   void uninstall(State& state) noexcept;
+  void note_key(const dataplane::SaSpec& spec);
   void detach(State& state) noexcept;  // that, but for its record
   [[nodiscard]] std::vector<State*> met_by(const xfrm_user_migrate& move, std::uint32_t if_id);
   void check_place(const State& state, const Place& place, const Moves& moving) const;
@@ -108,6 +112,7 @@ class States {
   std::multimap<Clock::time_point, std::uint64_t> ends_;
   std::uint64_t next_serial_ = 1;
   Keep* keep_ = nullptr;
+  UsedKeys* used_keys_ = nullptr;
   std::uint64_t look_after_ = 0;  // serial
   bool busy_ = false;             // one has moved since it was looked at before
   Clock::time_point look_at_;

@@ -5,6 +5,7 @@
 #include <array>
 #include <fstream>
 #include <iterator>
+#include <vector>
 
 namespace espalier::tools {
 namespace {
@@ -47,6 +48,22 @@ TEST_F(UsedKeysTest, ALineThatIsCutOffIsNone) {
   EXPECT_TRUE(last.is_from_before(name(1)));
   EXPECT_TRUE(last.is_from_before(name(3)));
   EXPECT_FALSE(last.is_from_before(name(2)));
+}
+
+TEST_F(UsedKeysTest, TheLastOnesStayWhenThereAreTooMany) {
+  std::vector<UsedKeys::Name> many(UsedKeys::kMost, name(9));
+  UsedKeys keys(file());
+  keys.add({name(1)}, UsedKeys::Sync::later);
+  keys.add(many, UsedKeys::Sync::later);
+  keys.add({name(2)}, UsedKeys::Sync::later);
+  keys.add(many, UsedKeys::Sync::later);
+  const auto before = std::filesystem::file_size(file());
+  keys.add({name(3)});
+  EXPECT_LT(std::filesystem::file_size(file()), before);
+  keys.add({name(4)});
+  UsedKeys next(file());
+  EXPECT_FALSE(next.is_from_before(name(1)));
+  for (const auto& kept : {name(3), name(4), name(9)}) EXPECT_TRUE(next.is_from_before(kept));
 }
 
 TEST_F(UsedKeysTest, HoldsNoKeyAndIsPrivate) {
