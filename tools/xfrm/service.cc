@@ -214,10 +214,13 @@ void Service::take(std::span<const dataplane::Event> events, Output& output) {
 
 void Service::take_due(Clock::time_point now, Output& output) {
   routes_.look_at_ports();
+  std::optional<dataplane::Dataplane::Batch> batch;  // its end disturbs the workers
   while (State* const state = states_.ended(now)) {
+    if (!batch) batch.emplace(dataplane_);
     tell_expired(*state, true, output);
     states_.remove(*state);
   }
+  batch.reset();
   const auto end = states_.next_end();
   const auto look = states_.look(now);
   deadline_ = end && look ? std::min(end, look) : end ? end : look;

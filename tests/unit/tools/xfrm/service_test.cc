@@ -167,6 +167,77 @@ TEST_F(XfrmService, LarvalStatesErrnoForErrno) {
   EXPECT_EQ(plane->sa_count(), 1U);
 }
 
+// Raw ESP from one address of this host to another.
+class EspSender {
+ public:
+  EspSender() : fd_(::socket(AF_INET, SOCK_RAW, IPPROTO_ESP)) {
+    EXPECT_TRUE(static_cast<bool>(fd_));
+    sockaddr_storage from{};
+    const socklen_t length = ifaces::Endpoint{*ifaces::IpAddress::parse(kMoved), 0}.to(from);
+    EXPECT_EQ(::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&from), length), 0);
+  }
+  void send(std::uint32_t spi, unsigned count) const {
+    sockaddr_storage to{};
+    const socklen_t length = ifaces::Endpoint{*ifaces::IpAddress::parse(kHere), 0}.to(to);
+    Bytes packet(64);
+    for (std::uint32_t number = 1; number <= count; ++number) {
+      const std::array<std::uint32_t, 2> header{htonl(spi), htonl(number)};
+      std::memcpy(packet.data(), header.data(), sizeof header);
+      EXPECT_EQ(::sendto(fd_.get(), packet.data(), packet.size(), 0,
+                         reinterpret_cast<const sockaddr*>(&to), length),
+                static_cast<ssize_t>(packet.size()));
+    }
+  }
+
+ private:
+  ifaces::UniqueFd fd_;
+};
+
+// What comes under an SPI without keys waits as long as there is that state, and no longer.
+TEST_F(XfrmService, LarvalStatesHavePacketsWait) {
+  ASSERT_EQ(error_of(new_state({})), 0);  // it has the socket opened
+  const StateWords larval{.source = kThere, .destination = kHere, .spi = 0x5000, .key = 3};
+  xfrm_userspi_info body{};
+  body.info.family = AF_INET;
+  body.info.saddr = address(kThere);
+  body.info.id.daddr = address(kHere);
+  body.info.id.proto = IPPROTO_ESP;
+  body.min = body.max = larval.spi;
+  const EspSender peer;
+  const auto drops = [&](dataplane::Drop reason) {
+    return plane->drops()[static_cast<std::size_t>(reason)];
+  };
+  const auto becomes = [&](dataplane::Drop reason, std::uint64_t count) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    while (drops(reason) != count && std::chrono::steady_clock::now() < end) ::usleep(1000);
+    EXPECT_EQ(drops(reason), count);
+  };
+  const auto arrive = [&] {
+    ASSERT_EQ(error_of(Message(XFRM_MSG_ALLOCSPI).fixed(body)), 0);
+    const std::uint64_t before = drops(dataplane::Drop::not_keyed);
+    const std::uint64_t unknown = drops(dataplane::Drop::no_spi);
+    peer.send(larval.spi, 3);
+    peer.send(larval.spi + 1, 1);
+    // They are taken in this order.
+    becomes(dataplane::Drop::no_spi, unknown + 1);
+    EXPECT_EQ(drops(dataplane::Drop::not_keyed), before);
+  };
+  arrive();
+  EXPECT_EQ(error_of(about_state(XFRM_MSG_DELSA, larval)), 0);
+  becomes(dataplane::Drop::not_keyed, 3);
+  arrive();
+  tools::xfrm::Output output;
+  service->take_due(std::chrono::steady_clock::now() + std::chrono::hours(25), output);
+  becomes(dataplane::Drop::not_keyed, 6);
+  arrive();
+  EXPECT_EQ(error_of(new_state(larval, XFRM_MSG_UPDSA)), 0);
+  becomes(dataplane::Drop::wrong_peer, 3);  // held to the same checks as any other
+  EXPECT_EQ(error_of(about_state(XFRM_MSG_DELSA, larval)), 0);
+  arrive();
+  EXPECT_EQ(error_of(Message(XFRM_MSG_FLUSHSA).fixed(xfrm_usersa_flush{IPPROTO_ESP})), 0);
+  becomes(dataplane::Drop::not_keyed, 9);
+}
+
 TEST_F(XfrmService, PoliciesErrnoForErrno) {
   EXPECT_EQ(error_of(about_policy(XFRM_MSG_DELPOLICY, {})), ENOENT);
   EXPECT_EQ(error_of(about_policy(XFRM_MSG_GETPOLICY, {})), ENOENT);
