@@ -127,7 +127,7 @@ def moves(options):
 
 
 def main():
-    options = sites.arguments(__doc__, seconds=15, period=1.0)
+    options = sites.arguments(__doc__, seconds=10, period=1.0)
     require()
     rekeys(options)
     trap(options)
