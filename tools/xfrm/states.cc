@@ -107,6 +107,7 @@ State& States::insert(State state) {
     if (made->ends) ends_.emplace(*made->ends, made->serial);
     // The data plane may know of more used numbers than the state said.
     if (keep_ != nullptr && made->sa) static_cast<void>(look(*made));
+    if (keep_ != nullptr && made->sa) hurry(*made);
     return *made;
   } catch (...) {
     if (made != nullptr)
@@ -320,15 +321,41 @@ bool States::look(const State& state) noexcept {
   }
   const std::uint64_t step = step_of(state);
   const bool kept = state.slot != Keep::kNone;
-  if (progress->seq + step / 2 > numbers.limit) numbers.limit = ahead(progress->seq, step);
+  if (progress->seq + step / 2 > numbers.limit) {
+    numbers.limit = ahead(progress->seq, step);
+    hurry(state);
+  }
   keep_->set(state.slot, numbers);
   dataplane_.extend_limit(*state.sa, kept ? numbers.limit : kNever);
   return moved;
 }
 
+void States::hurry(const State& state) noexcept {
+  constexpr unsigned kLooks = 50;  // five seconds: longer than a round over 2^17 states
+  constexpr std::size_t kMost = 4096;
+  if (hurried_.size() >= kMost && !hurried_.contains(state.serial)) return;
+  try {
+    hurried_.insert_or_assign(state.serial, kLooks);
+  } catch (const std::bad_alloc&) {
+    // Then in its turn, or when it has run out.
+  }
+}
+
+void States::look_at_hurried() noexcept {
+  for (auto next = hurried_.begin(); next != hurried_.end();) {
+    const auto here = next++;
+    const State* const state = find(here->first);
+    if (state == nullptr || !state->sa || --here->second == 0)
+      hurried_.erase(here);
+    else
+      busy_ = look(*state) || busy_;  // which may make it longer
+  }
+}
+
 std::optional<States::Clock::time_point> States::look(Clock::time_point now) noexcept {
   if (keep_ == nullptr || by_sa_.empty()) return std::nullopt;
   if (now < look_at_) return look_at_;
+  look_at_hurried();
   constexpr std::size_t kAtOnce = 4096;
   auto next = states_.upper_bound(look_after_);
   for (std::size_t i = 0; i < std::min(kAtOnce, states_.size()); ++i, ++next) {
@@ -340,13 +367,15 @@ std::optional<States::Clock::time_point> States::look(Clock::time_point now) noe
     look_after_ = next->first;
     if (next->second.sa) busy_ = look(next->second) || busy_;
   }
-  look_at_ = std::max(look_at_, now + kBusyLook);
+  look_at_ = hurried_.empty() ? std::max(look_at_, now + kBusyLook) : now + kBusyLook;
   return look_at_;
 }
 
 void States::ran_out(SaId sa) noexcept {
   const State* const state = std::as_const(*this).find(sa);
-  if (keep_ != nullptr && state != nullptr) static_cast<void>(look(*state));
+  if (keep_ == nullptr || state == nullptr) return;
+  static_cast<void>(look(*state));
+  hurry(*state);
 }
 
 State& States::restore(State state, const Keep::Numbers& numbers) {

@@ -102,6 +102,10 @@ class States {
   [[nodiscard]] std::uint64_t reserve(State& state, dataplane::Direction direction) noexcept;
   // True: it has moved.
   bool look(const State& state) noexcept;
+  // Numbers of it are wanted faster than a round over very many states may come by: for some time
+  // it is looked at each time.
+  void hurry(const State& state) noexcept;
+  void look_at_hurried() noexcept;
 
   dataplane::Dataplane& dataplane_;
   ifaces::Netlink& netlink_;
@@ -113,8 +117,9 @@ class States {
   std::uint64_t next_serial_ = 1;
   Keep* keep_ = nullptr;
   UsedKeys* used_keys_ = nullptr;
-  std::uint64_t look_after_ = 0;  // serial
-  bool busy_ = false;             // one has moved since it was looked at before
+  std::uint64_t look_after_ = 0;               // serial
+  bool busy_ = false;                          // one has moved since it was looked at before
+  std::map<std::uint64_t, unsigned> hurried_;  // serial; looks to come
   Clock::time_point look_at_;
 };
 
