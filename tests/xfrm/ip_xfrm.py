@@ -184,6 +184,7 @@ def monitor(a):
     state = f"src {A} dst {B} proto esp spi 0x4000"
     # Until it has subscribed nothing arrives; then each of these does.
     seen = []
+    wanted = ("spi 0x00004000", "Deleted src", "Flushed policy")
     for _ in range(50):
         a.ip(f"xfrm state add {state} mode tunnel aead rfc4106(gcm(aes)) {key()} 128")
         a.ip(f"xfrm state delete {state}")
@@ -191,12 +192,12 @@ def monitor(a):
         a.ip("xfrm policy flush")
         os.set_blocking(watched.stdout.fileno(), False)
         seen.append(watched.stdout.read() or "")
-        if "Flushed policy" in "".join(seen):
+        if all(word in "".join(seen) for word in wanted):
             break
     watched.terminate()
     watched.wait(10)
     text = "".join(seen)
-    assert "spi 0x00004000" in text and "Deleted src" in text and "Flushed policy" in text, text
+    assert all(word in text for word in wanted), text
 
 
 def tunnel(a, b, encap=""):
