@@ -118,7 +118,7 @@ int errno_of(int nl_error) {
 struct Lookup {
   bool found = false;
   int device = 0;
-  IpAddress source;
+  IpAddress source, gateway;
 };
 
 int read_lookup(nl_msg* message, void* result) {
@@ -130,10 +130,13 @@ int read_lookup(nl_msg* message, void* result) {
   if (const nlattr* oif = nlmsg_find_attr(const_cast<nlmsghdr*>(header), sizeof(rtmsg), RTA_OIF);
       oif != nullptr && nla_len(oif) == sizeof(int))
     std::memcpy(&lookup.device, nla_data(oif), sizeof lookup.device);
-  if (const nlattr* source =
-          nlmsg_find_attr(const_cast<nlmsghdr*>(header), sizeof(rtmsg), RTA_PREFSRC))
-    lookup.source =
-        from_bytes(route->rtm_family, nla_data(source), static_cast<std::size_t>(nla_len(source)));
+  const auto address = [&](int attribute, IpAddress& out) {
+    const nlattr* a = nlmsg_find_attr(const_cast<nlmsghdr*>(header), sizeof(rtmsg), attribute);
+    if (a != nullptr)
+      out = from_bytes(route->rtm_family, nla_data(a), static_cast<std::size_t>(nla_len(a)));
+  };
+  address(RTA_PREFSRC, lookup.source);
+  address(RTA_GATEWAY, lookup.gateway);
   return NL_OK;
 }
 
@@ -257,14 +260,19 @@ struct Netlink::State {
   }
 
   // What `ip route get` says; not found where the kernel has no route. `device` 0: any.
-  Lookup lookup(const IpAddress& to, int device, std::uint32_t mark = 0) {
+  Lookup lookup(const IpAddress& to, int device, std::uint32_t mark = 0,
+                const IpAddress& from = {}) {
     const Message message = must(Message(nlmsg_alloc_simple(RTM_GETROUTE, NLM_F_REQUEST)));
     rtmsg request{};
     request.rtm_family = static_cast<unsigned char>(af(to.family));
     request.rtm_dst_len = static_cast<unsigned char>(to.bits());
+    request.rtm_src_len = static_cast<unsigned char>(from.is_any() ? 0 : from.bits());
     check("lookup", to.str(), nlmsg_append(message.get(), &request, sizeof request, NLMSG_ALIGNTO));
     check("lookup", to.str(),
           nla_put(message.get(), RTA_DST, static_cast<int>(to.size()), to.bytes.data()));
+    if (!from.is_any())
+      check("lookup", to.str(),
+            nla_put(message.get(), RTA_SRC, static_cast<int>(from.size()), from.bytes.data()));
     if (device != 0)
       check("lookup", to.str(), nla_put(message.get(), RTA_OIF, sizeof device, &device));
     if (mark != 0) check("lookup", to.str(), nla_put_u32(message.get(), RTA_MARK, mark));
@@ -438,6 +446,12 @@ std::string Netlink::route_device(const IpAddress& to) {
   if (!found.found || found.device == 0)
     throw std::system_error(ENETUNREACH, std::generic_category(), "rtnetlink lookup " + to.str());
   return state_->name("lookup " + to.str(), found.device);
+}
+
+std::optional<IpAddress> Netlink::gateway(const IpAddress& to, const IpAddress& from) {
+  const Lookup found = state_->lookup(to, 0, 0, from);
+  if (found.gateway.family != to.family) return std::nullopt;
+  return found.gateway;
 }
 
 unsigned Netlink::link_mtu(const IpAddress& to, std::uint32_t mark) {

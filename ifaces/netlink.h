@@ -49,6 +49,8 @@ class Netlink {
   [[nodiscard]] std::optional<IpAddress> default_source(Family family);
   // The device that a packet to `to` would leave through.
   [[nodiscard]] std::string route_device(const IpAddress& to);
+  // Where a packet between the two goes first, if not to `to` itself.
+  [[nodiscard]] std::optional<IpAddress> gateway(const IpAddress& to, const IpAddress& from);
   // The MTU of that device, whatever the kernel has heard of the path behind it. `mark`: SO_MARK of
   // the packet.
   [[nodiscard]] unsigned link_mtu(const IpAddress& to, std::uint32_t mark);

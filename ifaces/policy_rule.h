@@ -19,7 +19,7 @@ struct PolicyRule {
   std::uint32_t table = 0;    // 0: none; go on behind the rules before `skip_to`
   std::uint32_t skip_to = 0;  // 0: no further
   std::optional<std::uint8_t> suppress_length;
-  Prefix from{};              // of no length: from anywhere; any/32 or /128: no source chosen yet
+  Prefix from{};              // of no length: from anywhere; any/32: no source chosen yet
   std::uint8_t protocol = 0;  // 0: any
   struct Ports {
     std::uint16_t first = 0, last = 0;               // 0, 0: any; of TCP, UDP and the like

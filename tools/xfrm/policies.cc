@@ -11,6 +11,15 @@
 namespace espalier::tools::xfrm {
 namespace {
 
+PolicyRoutes::Wish wish_of(const Policy& policy, const dataplane::PolicySpec& spec) {
+  PolicyRoutes::Wish wish{spec, *policy.id, {}, {}};
+  if (policy.templates.empty()) return wish;
+  const xfrm_user_tmpl& t = policy.templates.front();
+  wish.local = to_address(t.saddr, t.family);
+  wish.remote = to_address(t.id.daddr, t.family);
+  return wish;
+}
+
 using dataplane::Direction;
 using dataplane::PolicyAction;
 using dataplane::PolicyId;
@@ -159,7 +168,7 @@ void Policies::install(Policy& policy) {
   }
   try {
     policy.id = dataplane_.add_policy(spec);
-    if (has_no_device(policy)) policy.way = routes_.open({spec, *policy.id});
+    if (has_no_device(policy)) policy.way = routes_.open(wish_of(policy, spec));
   } catch (const std::invalid_argument& e) {
     uninstall(policy);
     throw Refused(EINVAL, e.what());

@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <exception>
 #include <optional>
@@ -23,7 +24,10 @@ using ifaces::Prefix;
 // In front of strongSwan's rule (220), whose table leads the same packets to the gateway, in clear.
 constexpr std::uint32_t kPastRule = 210;
 constexpr std::uint32_t kInnerRule = 211;
-constexpr std::uint32_t kGoOnRule = 212;
+// Of IPv6, around the rules for packets that have no source yet: "from any" is true of them in IPv4
+// alone, so those that have one skip rules that ask for none (fib6_rule_match).
+constexpr std::uint32_t kSourcedRule = 212, kNearRule = 213, kUnsourcedRule = 214;
+constexpr std::uint32_t kGoOnRule = 215;
 constexpr std::uint32_t kTable = 4501;
 constexpr std::uint16_t kIke = 500;
 constexpr std::uint16_t kLastPort = 65535;
@@ -58,6 +62,15 @@ PolicyRule go_on_rule(ifaces::Family family) {
   rule.priority = kGoOnRule;
   rule.to = anywhere(family);
   return rule;
+}
+
+std::array<PolicyRule, 2> sourced_rules() {
+  PolicyRule rule = past_rule(anywhere(ifaces::Family::v6));
+  rule.priority = kSourcedRule;
+  std::array<PolicyRule, 2> halves{rule, rule};
+  halves[0].from = halves[1].from = {IpAddress::any(ifaces::Family::v6), 1};
+  halves[1].from.address.bytes[0] = 0x80;
+  return halves;
 }
 
 bool overlap(const Prefix& a, const Prefix& b) {
@@ -210,23 +223,54 @@ void PolicyRoutes::lead(Way& way) {
   way.behind_barrier_ = family;
   // The route before the rule: from that on packets are led to it.
   const Prefix& to = selector.destination;
-  const auto [route, added] = routes_.try_emplace(to, 0U);
-  way.routes_.push_back(to);
-  ++route->second;
-  if (added) {
-    // From anywhere: the kernel chooses.
-    std::optional<IpAddress> own;
-    if (selector.source.length != 0) own = netlink_.global_in(selector.source);
-    netlink_.add_route(device.name, to, own.value_or(IpAddress{}), kTable);
-  }
+  Route& route = routes_[to];
+  way.route_ = to;
+  if (++route.wanted == 1 || !route.source) set_source(to, route);
   PolicyRule rule = rule_of(selector);
   add(way, rule);
-  // What this host sends may have no source yet; it gets the route's, which is in the selector.
-  if (selector.source.length != 0) {
-    rule.from = host(IpAddress::any(selector.source.address.family));
-    add(way, rule);
-  }
+  if (selector.source.length != 0) lead_unsourced(way, std::move(rule));
   look_again();
+}
+
+// What this host sends may have no source yet; it gets the route's, which is in the selector.
+void PolicyRoutes::lead_unsourced(Way& way, PolicyRule rule) {
+  const auto& [spec, id, local, remote] = way.wish_;
+  // Not to the gateway and the peer: there this host's own end is its source, which is not in the
+  // selector. Scripts ask so by which device the gateway is reached (libreswan's, for its routes).
+  if (!local.is_any() && !remote.is_any() && !spec.selector.source.contains(local)) {
+    for (const auto& near : {netlink_.gateway(remote, local), std::optional(remote)})
+      if (near && near->family == rule.to.address.family && rule.to.contains(*near))
+        add_unsourced(way, past_rule(host(*near)), kPastRule, kNearRule);
+  }
+  add_unsourced(way, rule, kInnerRule, kUnsourcedRule);
+}
+
+void PolicyRoutes::add_unsourced(Way& way, PolicyRule rule, std::uint32_t v4, std::uint32_t v6) {
+  const ifaces::Family family = rule.to.address.family;
+  rule.priority = family == ifaces::Family::v4 ? v4 : v6;
+  rule.from = family == ifaces::Family::v4 ? host(IpAddress::any(family)) : Prefix{};
+  add(way, rule);
+}
+
+// The first of the policies of which this host has an address gives it. From anywhere: the kernel
+// chooses.
+void PolicyRoutes::set_source(const Prefix& to, Route& route) {
+  std::optional<IpAddress> source;
+  for (const Way* const way : ways_) {
+    const Selector& selector = way->wish_.spec.selector;
+    if (way->route_ == to && selector.source.length != 0 && !source)
+      source = netlink_.global_in(selector.source);
+  }
+  netlink_.add_route(std::string(kDefaultDevice), to, source.value_or(IpAddress{}), kTable);
+  route.source = source;
+}
+
+void PolicyRoutes::addresses_changed() noexcept {
+  for (auto& [to, route] : routes_)
+    // With its source address a route goes as well, or loses it.
+    attempt([this, &to = to, &route = route] {
+      if (!route.source || !netlink_.is_local(*route.source)) set_source(to, route);
+    });
 }
 
 void PolicyRoutes::open_family(ifaces::Family family) {
@@ -239,6 +283,8 @@ void PolicyRoutes::open_family(ifaces::Family family) {
       if (e.code().value() != ENOENT) throw;
     }
     policy_rules_.add(go_on_rule(family));
+    if (family == ifaces::Family::v6)
+      for (const PolicyRule& rule : sourced_rules()) policy_rules_.add(rule);
     policy_rules_.add(own_rule(family, IPPROTO_ESP, 0));
     for (const std::uint16_t port : ports_) policy_rules_.add(own_rule(family, IPPROTO_UDP, port));
     look_at_ports();
@@ -256,6 +302,8 @@ void PolicyRoutes::close_family(ifaces::Family family) noexcept {
   for (const std::uint16_t port : ports_)
     attempt([&] { policy_rules_.remove(own_rule(family, IPPROTO_UDP, port)); });
   attempt([&] { policy_rules_.remove(own_rule(family, IPPROTO_ESP, 0)); });
+  if (family == ifaces::Family::v6)
+    for (const PolicyRule& rule : sourced_rules()) attempt([&] { policy_rules_.remove(rule); });
   attempt([&] { policy_rules_.remove(go_on_rule(family)); });
   attempt([&] { netlink_.remove_unreachable(anywhere(family), kTable); });
 }
@@ -294,11 +342,9 @@ void PolicyRoutes::close(Way& way) noexcept {
   ways_.erase(&way);
   if (leaving_) return;
   drop_rules(way);
-  for (const Prefix& to : way.routes_) {
-    const auto found = routes_.find(to);
-    if (--found->second > 0) continue;
-    routes_.erase(found);
-    attempt([&] { netlink_.remove_route(std::string(kDefaultDevice), to, kTable); });
+  if (way.route_ && --routes_.at(*way.route_).wanted == 0) {
+    routes_.erase(*way.route_);
+    attempt([&] { netlink_.remove_route(std::string(kDefaultDevice), *way.route_, kTable); });
   }
   if (lets_pass(way.wish_)) return;
   close_family(way.behind_barrier_);

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -43,6 +44,7 @@ class PolicyRoutes {
   struct Wish {
     dataplane::PolicySpec spec;
     dataplane::PolicyId id{};
+    ifaces::IpAddress local{}, remote{};  // of the outer packets; any: not known
   };
 
   // The way of one policy; it is there while this lives.
@@ -59,7 +61,7 @@ class PolicyRoutes {
     Wish wish_;
     DeviceLease device_;
     std::vector<ifaces::PolicyRule> rules_;
-    std::vector<ifaces::Prefix> routes_;
+    std::optional<ifaces::Prefix> route_;
     ifaces::Family behind_barrier_ = ifaces::Family::none;
   };
 
@@ -70,10 +72,20 @@ class PolicyRoutes {
   // What this host sends from the data plane's UDP ports, IKE and ESP, never goes into the device.
   // To be called when they may have changed.
   void look_at_ports() noexcept;
+  // This host has got or lost addresses (an IKE daemon gives it a virtual one behind the policy):
+  // what it sends by our routes gets a source that is in their selectors, as soon as it has one.
+  void addresses_changed() noexcept;
   // Has it a way into the device?
   [[nodiscard]] bool any() const noexcept { return !barriers_.empty(); }
 
  private:
+  struct Route {
+    unsigned wanted = 0;  // by how many ways
+    std::optional<ifaces::IpAddress> source;
+  };
+  void set_source(const ifaces::Prefix& to, Route& route);
+  void lead_unsourced(Way& way, ifaces::PolicyRule rule);
+  void add_unsourced(Way& way, ifaces::PolicyRule rule, std::uint32_t v4, std::uint32_t v6);
   void add(Way& way, const ifaces::PolicyRule& rule);
   void drop_rules(Way& way) noexcept;
   void close(Way& way) noexcept;
@@ -99,7 +111,7 @@ class PolicyRoutes {
   std::set<std::uint16_t> ports_;
   // And how many ways want it.
   std::map<ifaces::PolicyRule, unsigned> rules_;
-  std::map<ifaces::Prefix, unsigned> routes_;
+  std::map<ifaces::Prefix, Route> routes_;
   std::map<ifaces::Family, unsigned> barriers_;
 };
 

@@ -43,6 +43,9 @@ Server::Server(const std::filesystem::path& path, dataplane::Dataplane& dataplan
   event.data.ptr = nullptr;  // the listener
   if (!epoll_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.fd(), &event) != 0)
     fail("epoll " + path.string());
+  event.data.ptr = &addresses_;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, addresses_.fd(), &event) != 0)
+    fail("epoll " + path.string());
   service_.set_keep(keep_);
   keep_.listen([this](const std::string& device, int /*queue*/) { tell_hold(device); });
 }
@@ -54,12 +57,13 @@ Server::~Server() {
 }
 
 void Server::serve() {
-  std::array<epoll_event, kMaxSessions + 1> events{};
+  std::array<epoll_event, kMaxSessions + 2> events{};
   const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
   bool newcomers = false;
   for (int i = 0; i < count; ++i) {
     const void* const who = events[static_cast<std::size_t>(i)].data.ptr;
     if (who == nullptr) newcomers = true;
+    if (who == &addresses_ && addresses_.changed()) service_.addresses_changed();
     const auto is_it = [who](const Session& s) { return &s == who; };
     const auto session = std::find_if(sessions_.begin(), sessions_.end(), is_it);
     if (session != sessions_.end() && !survives(*session)) sessions_.erase(session);

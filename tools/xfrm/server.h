@@ -20,6 +20,7 @@
 
 #include "crypto/secret.h"
 #include "dataplane/dataplane.h"
+#include "ifaces/address_watch.h"
 #include "ifaces/netlink.h"
 #include "ifaces/unique_fd.h"
 #include "tools/control_api.h"
@@ -97,6 +98,7 @@ class Server : public ControlApi::Others {
   dataplane::Dataplane& dataplane_;
   UnixListener listener_;
   ifaces::UniqueFd epoll_;
+  ifaces::AddressWatch addresses_;
   Service service_;
   Keep& keep_;
   KeptDevices& devices_;

@@ -74,6 +74,7 @@ class Service {
   void set_used_keys(UsedKeys& used) noexcept { states_.set_used_keys(used); }
   // The next daemon finds the ways of policies as they are.
   void leave() noexcept { routes_.leave(); }
+  void addresses_changed() noexcept { routes_.addresses_changed(); }
   struct Restored {
     std::size_t states = 0, policies = 0;
     std::size_t lost = 0;  // who listens has been told that they have expired

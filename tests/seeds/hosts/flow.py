@@ -13,11 +13,15 @@ PAUSE = 0.005
 
 
 class Flow:
-    """A context manager. IPv4; `lost` is known at the end."""
+    """A context manager; `lost` is known at the end."""
 
     def __init__(self, host, address):
         self.address = address
-        self.raw = host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP, timeout=PAUSE)
+        self.v6 = ":" in address
+        family, protocol = ((socket.AF_INET6, socket.IPPROTO_ICMPV6) if self.v6 else
+                            (socket.AF_INET, socket.IPPROTO_ICMP))  # fmt: skip
+        self.request, self.reply = (128, 129) if self.v6 else (8, 0)
+        self.raw = host.socket(family, socket.SOCK_RAW, protocol, timeout=PAUSE)
         self.identifier = os.getpid() & 0xFFFF
         self.sent, self.answered = 0, set()
         self.running = True
@@ -30,10 +34,10 @@ class Flow:
     def _run(self):
         while self.running:
             body = struct.pack("!HH", self.identifier, self.sent & 0xFFFF) + bytes(56)
-            total = ip_checksum(struct.pack("!BBH", 8, 0, 0) + body)
+            total = ip_checksum(struct.pack("!BBH", self.request, 0, 0) + body)  # of IPv6: the kernel's
             # A device that is being made anew has no route for a moment: that is a loss like another.
             with contextlib.suppress(OSError):
-                self.raw.sendto(struct.pack("!BBH", 8, 0, total) + body, (self.address, 0))
+                self.raw.sendto(struct.pack("!BBH", self.request, 0, total) + body, (self.address, 0))
             self.sent += 1
             self._take(time.monotonic() + PAUSE)
 
@@ -44,9 +48,9 @@ class Flow:
                 seen = self.raw.recv(1 << 12)
             except TimeoutError:
                 return
-            at = (seen[0] & 15) * 4
+            at = 0 if self.v6 else (seen[0] & 15) * 4
             kind, _, _, identifier, number = struct.unpack_from("!BBHHH", seen, at)
-            if kind == 0 and identifier == self.identifier:
+            if kind == self.reply and identifier == self.identifier:
                 self.answered.add(number)
 
     def __enter__(self):

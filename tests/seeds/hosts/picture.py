@@ -1,6 +1,7 @@
 """What a seed's test stands on: hosts, wires between them, and a NAT if the variant wants one."""
 
 import argparse
+import ipaddress
 import os
 import sys
 
@@ -24,6 +25,14 @@ def arguments(description, **extra):
     chosen = parser.parse_args()
     chosen.programs = os.path.abspath(chosen.programs)
     return chosen
+
+
+def neighbour(address):
+    """The other end of a wire: (address, prefix length)."""
+    address, length = address.split("/")
+    if ":" in address:
+        return address.rsplit(":", 1)[0] + ":fe", length
+    return address.rsplit(".", 1)[0] + ".254", length
 
 
 class Picture:
@@ -57,9 +66,8 @@ class Picture:
         """A network behind a host; returns what is in it: the next address, routed by way of it."""
         inside = Namespace(f"behind {host.name}")
         own, length = address.split("/")
-        start, last = own.rsplit(".", 1)
-        self.wire(host, device, address, inside, "eth0", f"{start}.{int(last) + 1}/{length}")
-        inside.ip(f"route add default via {own}")
+        self.wire(host, device, address, inside, "eth0", f"{ipaddress.ip_address(own) + 1}/{length}")
+        inside.ip(f"{'-6 ' if ':' in own else ''}route add default via {own}")
         self.boxes.append(inside)
         return inside
 
@@ -67,7 +75,7 @@ class Picture:
         """`inside` reaches `outside` through a router that puts the address `public` and ports of
         its own before all that it sends. Returns the router."""
         router = Namespace("nat")
-        gateway, length = self._neighbour(inside_address)
+        gateway, length = neighbour(inside_address)
         self.wire(inside, "eth0", inside_address, router, "eth0", f"{gateway}/{length}")
         self.wire(outside, "eth0", outside_address, router, "eth1", public)
         inside.ip(f"route add default via {gateway}")
@@ -85,11 +93,11 @@ class Picture:
             if behind_nat:
                 box = Namespace(f"nat of {host.name}")
                 self.boxes.append(box)
-                gateway, length = self._neighbour(BEHIND_NAT)
+                gateway, length = neighbour(BEHIND_NAT)
                 self.wire(host, "eth0", BEHIND_NAT, box, "eth1", f"{gateway}/{length}")
                 host.ip(f"route add default via {gateway}")
                 self.masquerade(box, "eth0")
-            gateway, length = self._neighbour(address)
+            gateway, length = neighbour(address)
             self.wire(box, "eth0", address, router, f"eth{number}", f"{gateway}/{length}")
             box.ip(f"{'-6 ' if ':' in gateway else ''}route add default via {gateway}")
         return router
@@ -100,13 +108,6 @@ class Picture:
                    "priority 100; }; add rule inet nat post meta l4proto udp oifname "
                    f"{device} masquerade to :20000-30000; add rule inet nat post oifname "
                    f"{device} masquerade")  # fmt: skip
-
-    @staticmethod
-    def _neighbour(address):
-        address, length = address.split("/")
-        if ":" in address:
-            return address.rsplit(":", 1)[0] + ":fe", length
-        return address.rsplit(".", 1)[0] + ".254", length
 
     def __enter__(self):
         return self
