@@ -29,6 +29,7 @@ constexpr std::uint32_t kInnerRule = 211;
 constexpr std::uint32_t kSourcedRule = 212, kNearRule = 213, kUnsourcedRule = 214;
 constexpr std::uint32_t kGoOnRule = 215;
 constexpr std::uint32_t kTable = 4501;
+constexpr std::uint32_t kMainTable = 254;
 constexpr std::uint16_t kIke = 500;
 constexpr std::uint16_t kLastPort = 65535;
 constexpr std::size_t kPath = 1500;
@@ -235,12 +236,16 @@ void PolicyRoutes::lead(Way& way) {
 // What this host sends may have no source yet; it gets the route's, which is in the selector.
 void PolicyRoutes::lead_unsourced(Way& way, PolicyRule rule) {
   const auto& [spec, id, local, remote] = way.wish_;
-  // Not to the gateway and the peer: there this host's own end is its source, which is not in the
-  // selector. Scripts ask so by which device the gateway is reached (libreswan's, for its routes).
+  // Not to the gateway: there this host's own end is its source, which is not in the selector.
+  // Scripts ask so by which device the gateway is reached (libreswan's, for its routes).
   if (!local.is_any() && !remote.is_any() && !spec.selector.source.contains(local)) {
-    for (const auto& near : {netlink_.gateway(remote, local), std::optional(remote)})
-      if (near && near->family == rule.to.address.family && rule.to.contains(*near))
-        add_unsourced(way, past_rule(host(*near)), kPastRule, kNearRule);
+    const auto gateway = netlink_.gateway(remote, local);
+    if (gateway && gateway->family == rule.to.address.family && rule.to.contains(*gateway)) {
+      PolicyRule near;
+      near.to = host(*gateway);
+      near.table = kMainTable;
+      add_unsourced(way, near, kPastRule, kNearRule);
+    }
   }
   add_unsourced(way, rule, kInnerRule, kUnsourcedRule);
 }
