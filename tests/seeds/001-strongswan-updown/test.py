@@ -80,8 +80,8 @@ def main():
         lab.network(gateway, "inside", "10.3.0.1/24")
         gateway_of(gateway, there, options)
         client_of(client, there, options)
-        trap = client.run(*client.exec("ip", "xfrm", "policy"))
-        assert "mark 0x2/0xffffffff" in trap, trap
+        until(lambda: "mark 0x2/0xffffffff" in client.run(*client.exec("ip", "xfrm", "policy")),
+              "auto=route: a policy that waits for traffic")  # fmt: skip
 
         for _ in range(2):
             client.run("ipsec", "up", "vpngw")
