@@ -180,7 +180,8 @@ def policies(a):
 
 
 def monitor(a):
-    watched = a.box.start(*a.exec("ip", "xfrm", "monitor"), stdout=subprocess.PIPE, text=True)
+    watched = a.box.start(*a.exec("ip", "xfrm", "monitor"), stdout=subprocess.PIPE)
+    os.set_blocking(watched.stdout.fileno(), False)
     state = f"src {A} dst {B} proto esp spi 0x4000"
     # Until it has subscribed nothing arrives; then each of these does.
     seen = []
@@ -190,8 +191,7 @@ def monitor(a):
         a.ip(f"xfrm state delete {state}")
         a.ip(f"xfrm policy add src 0/0 dst 0/0 dir out {TUNNEL.format(A, B)}")
         a.ip("xfrm policy flush")
-        os.set_blocking(watched.stdout.fileno(), False)
-        seen.append(watched.stdout.read() or "")
+        seen.append((watched.stdout.read() or b"").decode())
         if all(word in "".join(seen) for word in wanted):
             break
     watched.terminate()

@@ -319,8 +319,10 @@ void PolicyRoutes::look_at_ports() noexcept {
                            const std::set<std::uint16_t>& those, auto&& change) {
     for (const std::uint16_t port : these)
       if (!those.contains(port))
-        for (const auto& [family, count] : barriers_)
-          attempt([&] { change(own_rule(family, IPPROTO_UDP, port)); });
+        for (const auto& entry : barriers_) {
+          const PolicyRule rule = own_rule(entry.first, IPPROTO_UDP, port);
+          attempt([&] { change(rule); });
+        }
   };
   attempt([&] {
     std::set<std::uint16_t> wanted = dataplane_.udp_ports();
