@@ -88,8 +88,9 @@ class Peer:
         self.socket.close()
 
 
-def tunnel(lab, host, keys, way, right):
-    """Half a tunnel, by the command line: after a restart of its daemon again, with keys of `way`."""
+def tunnel(lab, host, keys, way, right, device=True):
+    """Half a tunnel, by the command line: after a restart of its daemon again, with keys of `way`.
+    Without its device where that has come back (tools/keep.h)."""
     here, there = (lab.left, right) if way == "left" else (right, lab.left)
     mine, theirs = sites.PC_A[lab.options.outer], sites.PC_B[lab.options.outer]
     if way == "right":
@@ -106,7 +107,8 @@ def tunnel(lab, host, keys, way, right):
         # The kernel takes a killed ring apart in its own time, and keeps the device until then.
         until(lambda: try_to(*words, key=key), " ".join(words))
 
-    espalier("vti", "add", "vti01", "local", here, "remote", there, "key", "5")
+    if device:
+        espalier("vti", "add", "vti01", "local", here, "remote", there, "key", "5")
     espalier("policy", "add", "dir", "out", "src", mine, "dst", theirs, "mark", "5", "reqid", "1")
     espalier("policy", "add", "dir", "in", "src", theirs, "dst", mine, "mark", "5", "reqid", "1")
     for name in ("left", "right"):
@@ -157,11 +159,12 @@ def any_order(lab, bound):
     mark = b.daemon.mark()
     b.daemon.start_again()
     b.daemon.wait_line("sharing UDP", since=mark)
+    b.daemon.wait_line("back from an espalierd before this one: 1 devices", since=mark)
     keys = fresh_keys()
     a.daemon.kill()
     a.daemon.start_again()
     tunnel(lab, a, keys, "left", lab.right)
-    tunnel(lab, b, keys, "right", lab.right)
+    tunnel(lab, b, keys, "right", lab.right, device=False)
     check(lab, daemon, peer, "espalierd is killed and comes again")
 
     traffic.tcp(lab.pc_a, lab.pc_b, sites.PC_B[lab.options.outer], 2 << 20)

@@ -76,6 +76,12 @@ def trap(options):
         print("ok: the first packet waits for the tunnel", flush=True)
 
 
+def remember(nat, seconds):
+    """A mapping is forgotten when nothing was sent for that long."""
+    for timeout in ("udp_timeout", "udp_timeout_stream"):
+        nat.sysctl(f"net/netfilter/nf_conntrack_{timeout}", seconds)
+
+
 def nat_changes(options):
     """What comes from another port now, and is authentic, is followed; by IKE as well."""
     with sites.Sites(options) as lab, Tunnels() as tunnels:
@@ -84,9 +90,7 @@ def nat_changes(options):
                "add rule ip nat post oifname eth0 udp sport 4500 masquerade to :%s; "
                "add rule ip nat post oifname eth0 udp sport 500 masquerade to :%s")
         lab.gw_a.run("nft", nat % ("21000-21999", "22000-22999"))
-        # A mapping is forgotten when nothing was sent for that long.
-        for timeout in ("udp_timeout", "udp_timeout_stream"):
-            lab.gw_a.sysctl(f"net/netfilter/nf_conntrack_{timeout}", 1)
+        remember(lab.gw_a, 1)
         left.initiate("net")
         strongswan.up(lab)
         traffic.ping(lab.pc_a, sites.PC_B["v4"])
@@ -100,6 +104,8 @@ def nat_changes(options):
             return re.search(r"[sd]port 31\d\d\d", right.host.ip("xfrm state"))
 
         until(followed, "the new port in the states", timeout=40)
+        remember(lab.gw_a, 30)
+        traffic.ping(lab.pc_a, sites.PC_B["v4"], count=1)
         traffic.ping(lab.pc_b, sites.PC_A["v4"])
         print("ok: a NAT changes its ports", flush=True)
 
