@@ -101,7 +101,8 @@ def nat_changes(options):
         def followed():
             time.sleep(1.5)
             traffic.ping(lab.pc_a, sites.PC_B["v4"], count=1)
-            return re.search(r"[sd]port 31\d\d\d", right.host.ip("xfrm state"))
+            states = right.host.ip("xfrm state")
+            return all(re.search(rf"{port} 31\d\d\d", states) for port in ("sport", "dport"))
 
         until(followed, "the new port in the states", timeout=40)
         remember(lab.gw_a, 30)
