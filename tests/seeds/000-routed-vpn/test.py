@@ -94,14 +94,16 @@ def rekey(west, east):
     """Three rekeys, of the CHILD_SA by either and of the IKE SA, under traffic. pluto that answers sends
     under the new SA before the one that asked has it (a kernel loses that): it waits for the keys."""
     before = [host.drops() for host in (west, east)]
+    # Both ends start the tunnel, as in the document: at the same moment, there are two of it.
+    pairs = [len(host.status()["sas"]) for host in (west, east)]
     with Flow(west, EAST_NET) as flow:
         for host, what in ((west, "--rekey-ipsec"), (east, "--rekey-ipsec"), (west, "--rekey-ike")):
             host.whack(what, "--name", CONN)
     after = [host.drops() for host in (west, east)]
     assert flow.sent > 100 and flow.lost == 0 and after == before, (flow.sent, flow.lost, before, after)
     # The old one goes when the peer has heard of the new one.
-    for host in (west, east):
-        until(lambda host=host: len([sa for sa in host.status()["sas"]]) == 2, "one pair of SAs")
+    for host, count in zip((west, east), pairs):
+        until(lambda host=host, count=count: len(host.status()["sas"]) == count, "the old SAs gone")
 
 
 def counters(west, east):
