@@ -17,6 +17,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <iostream>
 #include <optional>
 #include <vector>
 
@@ -444,9 +445,13 @@ Supervisor::Verdict Supervisor::on_tunnel(const Process& process, Arguments a) c
       if (!found) return native();
       return process.write(address, parameters_of(*found)) ? done() : failed(EFAULT);
     }
-  } catch (const ControlError&) {
+  } catch (const ControlError& e) {
     if (!by_kind) return native();
-    return failed(command == SIOCADDTUNNEL ? EEXIST : ENODEV);
+    if (command != SIOCADDTUNNEL) return failed(ENODEV);
+    // `ip tunnel` has one word for it; where that is not the reason, the reason.
+    if (::access(("/proc/sys/net/ipv4/conf/" + device.name).c_str(), F_OK) != 0)
+      std::cerr << "espalier exec: ip tunnel add " << device.name << ": " << e.what() << '\n';
+    return failed(EEXIST);
   } catch (const nlohmann::json::exception&) {
     return native();  // a daemon of another version
   }
