@@ -364,6 +364,9 @@ void Dataplane::update_sa(SaId id, const SaUpdate& update) {
     throw std::invalid_argument("SA " + hex(sa.spi) +
                                 " is inbound; a limit of numbers is an outbound SA's");
   if (update.lifetime) check_lifetime(*update.lifetime);
+  if (update.next_seq && *update.next_seq < (out != nullptr ? out->next_seq.load() : in->next()))
+    throw std::invalid_argument("SA " + hex(sa.spi) +
+                                " has had that number; numbers of a key only go forward");
 
   if (update.window_bits) in->resize(*update.window_bits);
   if (update.peer) {
@@ -371,6 +374,11 @@ void Dataplane::update_sa(SaId id, const SaUpdate& update) {
     s.tables.moved(sa.reqid, sa.peer.get(), update.peer->address);
   }
   if (update.seq_limit) set_limit(*out, *update.seq_limit);
+  if (update.next_seq && in != nullptr) in->advance(*update.next_seq);
+  if (update.next_seq && out != nullptr) {
+    out->advance(*update.next_seq);
+    if (!update.lifetime) s.set_lifetime(sa, Lifetime(sa.lifetime()), margin_packets(*out));
+  }
   if (update.lifetime)
     s.set_lifetime(sa, *update.lifetime, out == nullptr ? Limits::kNever : margin_packets(*out));
 }

@@ -130,6 +130,12 @@ struct OutboundSa : SaCommon {
     if (first > limit) return 0;
     return std::min(count, limit - first + 1);
   }
+  // Control thread. Never back.
+  void advance(std::uint64_t next) noexcept {
+    std::uint64_t before = next_seq.load();
+    while (before < next && !next_seq.compare_exchange_weak(before, next)) {
+    }
+  }
 };
 
 // May the device use the SA? A wildcard end takes any, and so does a peer that moves
@@ -175,6 +181,10 @@ struct InboundSa : SaCommon {
 
   // Live: what was seen stays seen, as far back as the new window goes.
   void resize(std::uint32_t window_bits);
+  // Behind the highest number that was seen.
+  [[nodiscard]] std::uint64_t next();
+  // Numbers before `next` count as seen.
+  void advance(std::uint64_t next);
 };
 
 class SaLock {
@@ -196,6 +206,17 @@ inline void InboundSa::resize(std::uint32_t window_bits) {
   const SaLock lock(*this);
   fresh.take_over(window);
   std::swap(fresh, window);
+}
+
+inline std::uint64_t InboundSa::next() {
+  const SaLock lock(*this);
+  return window.top() + 1;
+}
+
+inline void InboundSa::advance(std::uint64_t next) {
+  ReplayWindow fresh(window.bits(), next - 1);
+  const SaLock lock(*this);
+  if (window.top() < fresh.top()) std::swap(fresh, window);
 }
 
 // Inbound lookup key: SPI and outer destination (RFC 4301 §4.1; the SPI alone is not unique between

@@ -147,6 +147,7 @@ struct SaUpdate {
   std::optional<std::uint32_t> window_bits;  // numbers already seen stay seen
   std::optional<Lifetime> lifetime;
   std::optional<std::uint64_t> seq_limit;  // out
+  std::optional<std::uint64_t> next_seq;   // as in SaSpec; never back
 };
 
 enum class DeviceId : std::uint32_t {};

@@ -85,7 +85,7 @@ def other_drops(*hosts):
 
 def goes_on(west, east, old, new, seen_as):
     spis, used, dropped = set(states(west)), numbers(west), other_drops(west, east)
-    mark = len(west.log.lines)
+    mark, counted = len(west.log.lines), west.traffic("mobike")
     with Flow(west, EAST_NET) as flow:
         move(west, old, new)
         for host, address in ((west, new), (east, seen_as)):
@@ -99,6 +99,7 @@ def goes_on(west, east, old, new, seen_as):
     assert other_drops(west, east) <= dropped + 2, (west.drops(), east.drops())
     for spi, seq in numbers(west).items():
         assert seq > used[spi], (spi, used[spi], seq)
+    assert all(now > then for now, then in zip(west.traffic("mobike"), counted)), (counted, west.traffic("mobike"))
     traffic.ping(east, WEST_NET, count=10)
     traffic.tcp(west, east, EAST_NET, 200_001)
 

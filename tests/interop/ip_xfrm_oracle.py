@@ -13,16 +13,18 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "..", "netns"), os.path.join(HERE, "..", "xfrm")]
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "netns"), os.path.join(HERE, "..", "xfrm")]
 
+import xfrm_messages  # noqa: E402
 from ip_xfrm import Gateway  # noqa: E402
 from lab.namespace import Namespace, exit_on_signals, require_root  # noqa: E402
 from lab.uml import Uml, require_uml  # noqa: E402
 
+MESSAGES = os.path.join(HERE, "xfrm_messages.py")
 A, B, A6, B6 = "10.9.0.1", "10.9.0.2", "2001:db8::1", "2001:db8::2"
 SETUP = (
     "ip link set lo up\n"
-    f"ip addr add {A}/24 dev lo\nip addr add {A6}/64 dev lo nodad\n"
+    f"ip addr add {A}/24 dev lo\nip addr add {xfrm_messages.C}/24 dev lo\nip addr add {A6}/64 dev lo nodad\n"
 )  # fmt: skip
 LEFT_OUT = re.compile(r"\b(add|use) \d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\b(add|use) -|lastused .*")
 
@@ -146,12 +148,13 @@ def script():
         words = [first, "xfrm", *rest] if first.startswith("-") else ["xfrm", first, *rest]
         quoted = " ".join(f"'{word}'" for word in words)
         lines.append(f"echo '=== {number}'; ip {quoted} 2>&1; echo \"exit $?\"\n")
+    lines.append(f"echo '=== messages'; /usr/bin/python3 -B {MESSAGES} 2>&1\n")
     return "".join(lines)
 
 
 def answers(text):
-    """By command: what was said, but for times."""
-    parts = re.split(r"^=== \d+\n", text, flags=re.M)[1:]
+    """By command: what was said, but for times. Last, that to messages which `ip` cannot send."""
+    parts = re.split(r"^=== \w+\n", text, flags=re.M)[1:]
     return [LEFT_OUT.sub("", part) for part in parts]
 
 
@@ -176,6 +179,19 @@ def espalierd_says(programs, folder):
     return answers(done.stdout)
 
 
+def compare_messages(theirs, ours):
+    """How many are not as they should be."""
+    theirs, ours = (dict(line.split(": ", 1) for line in text.splitlines()) for text in (theirs, ours))
+    wrong = 0
+    for name in {**theirs, **ours, **xfrm_messages.MESSAGES, **xfrm_messages.DELIBERATE}:
+        kernel, own = theirs.get(name), ours.get(name)
+        if None not in (kernel, own) and (kernel != own) == (name in xfrm_messages.DELIBERATE):
+            continue
+        wrong += 1
+        print(f"--- {name}\nkernel: {kernel}\nhere:   {own}")
+    return wrong
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", required=True)
@@ -186,16 +202,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         theirs = kernel_says(folder)
         ours = espalierd_says(options.programs, folder)
+    wrong = compare_messages(theirs.pop(), ours.pop())
     commands = (*COMMANDS, *DELIBERATE)
     assert len(theirs) == len(ours) == len(commands), (len(theirs), len(ours), len(commands))
-    wrong = 0
     for command, kernel, own in zip(commands, theirs, ours):
         if (kernel != own) == (command in DELIBERATE):
             continue
         wrong += 1
         print(f"--- ip xfrm {command}\n{kernel}\n--- here:\n{own}")
     assert not wrong, f"{wrong} answers are not as they should be"
-    print(f"{len(COMMANDS)} answers as the kernel's, {len(DELIBERATE)} otherwise on purpose")
+    print(f"{len(COMMANDS)} answers as the kernel's, {len(DELIBERATE)} otherwise on purpose; "
+          f"of messages {len(xfrm_messages.MESSAGES)} and {len(xfrm_messages.DELIBERATE)}")
 
 
 if __name__ == "__main__":

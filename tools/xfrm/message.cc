@@ -53,7 +53,7 @@ void Request::read_attributes(std::size_t fixed) {
   // libnl writes through neither, but takes no const.
   if (nlmsg_parse(header_, static_cast<int>(fixed), attributes_.data(), kMaxAttribute,
                   lengths().data()) < 0)
-    throw Refused(EINVAL, "Attribute failed policy validation");
+    throw Refused(ERANGE, "Attribute failed policy validation");
 }
 
 void Request::read_plain_attributes(std::size_t fixed) {

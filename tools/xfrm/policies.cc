@@ -203,15 +203,18 @@ Policy& Policies::add(Policy policy, bool replace) {
     index = free_index(policy.info.dir);
   // The new one first: at no moment is there none.
   install(policy);
-  policy.added = wall(State::Clock::now());
+  if (policy.since == State::Clock::time_point()) policy.since = State::Clock::now();
+  policy.added = wall(policy.since);
   policy.serial = next_serial_++;
   const Policy& made = policy;
   try {
     by_id_.emplace(*made.id, made.serial);
     if (old == nullptr) by_key_.emplace(key_of(made), made.serial);
     if (old == nullptr) by_index_.emplace(index, made.serial);
+    if (has_limits(policy)) look_at(policy, State::Clock::now());
     policies_.emplace(made.serial, std::move(policy));
   } catch (...) {
+    forget_limits(policy);
     by_id_.erase(*made.id);
     if (old == nullptr) by_key_.erase(key_of(made));
     if (old == nullptr) by_index_.erase(index);
@@ -223,6 +226,7 @@ Policy& Policies::add(Policy policy, bool replace) {
   if (old != nullptr) {
     same->second = by_index_.at(index) = made.serial;
     by_id_.erase(*old->id);
+    forget_limits(*old);
     uninstall(*old);
     policies_.erase(old->serial);
   } else {
@@ -239,7 +243,7 @@ void Policies::put(Policy& policy) noexcept {
     put_attributes(policy, message);
     Keep::Numbers numbers;
     numbers.added_ns = static_cast<std::uint64_t>(
-        std::chrono::nanoseconds(State::Clock::now().time_since_epoch()).count());
+        std::chrono::nanoseconds(policy.since.time_since_epoch()).count());
     policy.slot = keep_->put(Keep::Kind::policy, message.bytes(), numbers);
   } catch (const std::bad_alloc&) {
     policy.slot = Keep::kNone;
@@ -255,6 +259,7 @@ void Policies::remove(Policy& policy) noexcept {
   by_id_.erase(*policy.id);
   by_index_.erase(policy.info.index);
   --counts_[policy.info.dir];
+  forget_limits(policy);
   uninstall(policy);
   policies_.erase(policy.serial);
 }
@@ -282,6 +287,8 @@ void Policies::migrate(Policy& policy, const Migration& migration) {
   next.mark = policy.mark;
   next.if_id = policy.if_id;
   next.added = policy.added;
+  next.since = policy.since;
+  next.looked_at = policy.looked_at;
   next.serial = policy.serial;
   next.templates = moved(migration, policy.templates);
   install(next);
@@ -317,7 +324,7 @@ void Policies::put_attributes(const Policy& policy, Reply& reply) {
   if (!policy.templates.empty())
     reply.put(XFRMA_TMPL, std::span(reinterpret_cast<const std::uint8_t*>(policy.templates.data()),
                                     policy.templates.size() * sizeof(xfrm_user_tmpl)));
-  reply.put(XFRMA_POLICY_TYPE, zeroed<xfrm_userpolicy_type>());
+  put_policy_type(reply);
   if ((policy.mark.v | policy.mark.m) != 0) reply.put(XFRMA_MARK, policy.mark);
   if (policy.if_id != 0) reply.put(XFRMA_IF_ID, policy.if_id);
 }

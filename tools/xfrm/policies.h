@@ -18,6 +18,7 @@
 #include "tools/xfrm/message.h"
 #include "tools/xfrm/migration.h"
 #include "tools/xfrm/policy_routes.h"
+#include "tools/xfrm/state.h"
 
 namespace espalier::tools::xfrm {
 
@@ -34,6 +35,8 @@ struct Policy {
   Joins::Join* join = nullptr;             // of the template
   std::unique_ptr<PolicyRoutes::Way> way;  // of one without a device
   Keep::Slot slot = Keep::kNone;
+  State::Clock::time_point since;                     // `added`, of the steady clock
+  std::optional<State::Clock::time_point> looked_at;  // when its limits of time are next
 };
 
 // NEWPOLICY and UPDPOLICY, checked as the kernel does. Throws Refused.
@@ -41,6 +44,13 @@ struct Policy {
 // Policies of the sub type, which nobody uses, are refused.
 void check_policy_type(const Request& request);
 void check_direction(std::uint8_t direction);
+// As bytes: between the members of the structure a copy of it would have what was on the stack.
+inline void put_policy_type(Reply& reply) {
+  constexpr std::array<std::uint8_t, sizeof(xfrm_userpolicy_type)> kMain{};
+  reply.put(XFRMA_POLICY_TYPE, std::span<const std::uint8_t>(kMain));
+}
+// Has it one of time? The others are kept and listed only, as by the kernel.
+[[nodiscard]] bool has_limits(const Policy& policy) noexcept;
 
 class Policies {
  public:
@@ -68,6 +78,14 @@ class Policies {
   [[nodiscard]] Policy& find(const xfrm_userpolicy_id& id, const Migration& migration);
   void migrate(Policy& policy, const Migration& migration);
 
+  // One that has come to a limit of time; at a hard one it is the caller's to remove.
+  struct Due {
+    Policy* policy;
+    bool hard;
+  };
+  [[nodiscard]] std::optional<Due> take_due(State::Clock::time_point now);
+  [[nodiscard]] std::optional<State::Clock::time_point> next_due() const noexcept;
+
   // The structure and the attributes of NEWPOLICY.
   [[nodiscard]] xfrm_userpolicy_info info_of(const Policy& policy) const;
   static void put_attributes(const Policy& policy, Reply& reply);
@@ -90,6 +108,8 @@ class Policies {
   void uninstall(Policy& policy) noexcept;
   void put(Policy& policy) noexcept;
   [[nodiscard]] std::uint32_t free_index(std::uint8_t direction);
+  void look_at(Policy& policy, State::Clock::time_point when);
+  void forget_limits(const Policy& policy) noexcept;
 
   dataplane::Dataplane& dataplane_;
   Joins& joins_;
@@ -98,6 +118,7 @@ class Policies {
   std::map<Key, std::uint64_t> by_key_;
   std::unordered_map<dataplane::PolicyId, std::uint64_t> by_id_;
   std::unordered_map<std::uint32_t, std::uint64_t> by_index_;
+  std::multimap<State::Clock::time_point, std::uint64_t> limits_;  // when to look at which
   std::array<std::size_t, XFRM_POLICY_MAX> counts_{};
   std::uint64_t next_serial_ = 1;
   std::uint32_t next_index_ = 0;

@@ -27,6 +27,10 @@ Service::Handler Service::handler_of(std::uint16_t type) noexcept {
       return &Service::get_event_values;
     case XFRM_MSG_NEWAE:
       return &Service::set_event_values;
+    case XFRM_MSG_EXPIRE:
+      return &Service::expire_state;
+    case XFRM_MSG_POLEXPIRE:
+      return &Service::expire_policy;
     case XFRM_MSG_GETSADINFO:
       return &Service::get_state_info;
     case XFRM_MSG_NEWPOLICY:
@@ -220,10 +224,14 @@ void Service::take_due(Clock::time_point now, Output& output) {
     tell_expired(*state, true, output);
     states_.remove(*state);
   }
+  while (const auto due = policies_.take_due(now)) {
+    tell_policy_expired(*due->policy, due->hard, output, 0);
+    if (due->hard) policies_.remove(*due->policy);
+  }
   batch.reset();
-  const auto end = states_.next_end();
-  const auto look = states_.look(now);
-  deadline_ = end && look ? std::min(end, look) : end ? end : look;
+  deadline_ = std::nullopt;
+  for (const auto next : {states_.next_end(), states_.look(now), policies_.next_due()})
+    if (next) deadline_ = deadline_ ? std::min(*deadline_, *next) : *next;
   // Ports come and go without a word to us.
   constexpr std::chrono::seconds kLookAtPorts{1};
   if (routes_.any())
@@ -240,6 +248,7 @@ bool Service::restore_one(const Keep::Record& record, Output& output) {
     Request request(header);
     if (record.kind == Keep::Kind::policy) {
       Policy policy = read_policy(request);
+      policy.since = Clock::time_point(std::chrono::nanoseconds(record.numbers.added_ns));
       policies_.add(std::move(policy), false);
       keep_->erase(record.slot);
       return true;
@@ -272,9 +281,10 @@ Service::Restored Service::restore(std::span<const Keep::Record> records, Output
   return restored;
 }
 
-void Service::tell_expired(const State& state, bool hard, Output& output) noexcept {
+void Service::tell_expired(const State& state, bool hard, Output& output,
+                           std::uint32_t portid) noexcept {
   tell(XFRMNLGRP_EXPIRE, output, [&] {
-    Reply reply(XFRM_MSG_EXPIRE, {});
+    Reply reply(XFRM_MSG_EXPIRE, {portid, 0});
     auto body = zeroed<xfrm_user_expire>();
     body.state = info_of(state, states_.status(state));
     body.hard = hard ? 1 : 0;
@@ -286,8 +296,13 @@ void Service::tell_expired(const State& state, bool hard, Output& output) noexce
 }
 
 void Service::tell_mapping(const dataplane::Event& event, Output& output) noexcept {
-  const State* const state = states_.find(event.sa);
+  State* const state = states_.find(event.sa);
   if (state == nullptr || !state->encap) return;
+  const auto now = Clock::now();
+  if (state->mapping_threshold != 0 && state->mapping_told &&
+      now - *state->mapping_told <= std::chrono::seconds(state->mapping_threshold))
+    return;
+  state->mapping_told = now;
   tell(XFRMNLGRP_MAPPING, output, [&] {
     auto body = zeroed<xfrm_user_mapping>();
     body.id.daddr = state->info.id.daddr;

@@ -130,10 +130,14 @@ class Service {
   void flush_states(const Call& call);
   void get_event_values(const Call& call);
   void set_event_values(const Call& call);
+  [[nodiscard]] Reply event_values(const State& state, std::uint32_t flags, Reply::To to) const;
+  void expire_state(const Call& call);
   void get_state_info(const Call& call);
   State& state_named(const Call& call, const xfrm_usersa_id& id);
   void notify_state(std::uint16_t type, const State& state, Reply::To to, Output& output) noexcept;
-  void tell_expired(const State& state, bool hard, Output& output) noexcept;
+  // `portid`: of who has asked for it.
+  void tell_expired(const State& state, bool hard, Output& output,
+                    std::uint32_t portid = 0) noexcept;
   [[nodiscard]] Reply describe(const State& state, Reply::To to, std::uint16_t flags, Keys keys,
                                std::uint16_t type = XFRM_MSG_NEWSA) const;
 
@@ -145,6 +149,9 @@ class Service {
   void delete_policy(const Call& call);
   void get_policy(const Call& call);
   void flush_policies(const Call& call);
+  void expire_policy(const Call& call);
+  void tell_policy_expired(const Policy& policy, bool hard, Output& output,
+                           std::uint32_t portid) noexcept;
   void get_policy_info(const Call& call);
   void set_policy_info(const Call& call);
   void set_default(const Call& call);

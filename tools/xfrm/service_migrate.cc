@@ -28,10 +28,10 @@ void Service::migrate(const Call& call) {
     body.sel = id.sel;
     body.dir = id.dir;
     reply.append(body);
-    if (const auto ends = call.request.get<xfrm_user_kmaddress>(XFRMA_KMADDRESS))
-      reply.put(XFRMA_KMADDRESS, *ends);
+    const auto ends = call.request.data(XFRMA_KMADDRESS);
+    if (!ends.empty()) reply.put(XFRMA_KMADDRESS, ends.first(sizeof(xfrm_user_kmaddress)));
     if (migration.encap) reply.put(XFRMA_ENCAP, *migration.encap);
-    reply.put(XFRMA_POLICY_TYPE, zeroed<xfrm_userpolicy_type>());
+    put_policy_type(reply);
     for (const xfrm_user_migrate& move : migration.moves) reply.put(XFRMA_MIGRATE, move);
     return reply;
   });

@@ -70,9 +70,36 @@ void Service::flush_policies(const Call& call) {
   if (!any) return;
   tell(XFRMNLGRP_POLICY, call.output, [&] {
     Reply reply(XFRM_MSG_FLUSHPOLICY, call.to());
-    reply.put(XFRMA_POLICY_TYPE, zeroed<xfrm_userpolicy_type>());
+    put_policy_type(reply);
     return reply;
   });
+}
+
+void Service::tell_policy_expired(const Policy& policy, bool hard, Output& output,
+                                  std::uint32_t portid) noexcept {
+  tell(XFRMNLGRP_EXPIRE, output, [&] {
+    Reply reply(XFRM_MSG_POLEXPIRE, {portid, 0});
+    auto body = zeroed<xfrm_user_polexpire>();
+    body.pol = policies_.info_of(policy);
+    body.hard = hard ? 1 : 0;
+    reply.append(body);
+    Policies::put_attributes(policy, reply);
+    return reply;
+  });
+}
+
+void Service::expire_policy(const Call& call) {
+  const auto body = call.request.read<xfrm_user_polexpire>();
+  check_policy_type(call.request);
+  check_direction(body.pol.dir);
+  auto id = zeroed<xfrm_userpolicy_id>();
+  id.sel = body.pol.sel;
+  id.index = body.pol.index;
+  id.dir = body.pol.dir;
+  Policy* const policy = policies_.find(id, read_mark(call.request), call.request.u32(XFRMA_IF_ID));
+  if (policy == nullptr) throw Refused(ENOENT);
+  tell_policy_expired(*policy, body.hard != 0, call.output, call.client.portid);
+  if (body.hard != 0) policies_.remove(*policy);
 }
 
 std::optional<Reply> Service::next_policy(Dump& dump, Reply::To to) {

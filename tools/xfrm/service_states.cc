@@ -190,24 +190,28 @@ void Service::get_state_info(const Call& call) {
   call.output.replies.push_back(reply.datagram());
 }
 
-void Service::get_event_values(const Call& call) {
-  const auto asked = call.request.read<xfrm_aevent_id>();
-  const State& state = state_named(call, asked.sa_id);
+Reply Service::event_values(const State& state, std::uint32_t flags, Reply::To to) const {
   const Status status = states_.status(state);
   auto body = zeroed<xfrm_aevent_id>();
   body.sa_id = id_of(state);
   body.saddr = state.info.saddr;
   body.reqid = state.info.reqid;
-  body.flags = asked.flags;
-  Reply reply(XFRM_MSG_NEWAE, call.to());
+  body.flags = flags;
+  Reply reply(XFRM_MSG_NEWAE, to);
   reply.append(body);
   put_replay(state, status, reply);
   reply.put(XFRMA_LTIME_VAL, lifetime_of(state, status));
-  if ((asked.flags & XFRM_AE_RTHR) != 0) reply.put(XFRMA_REPLAY_THRESH, state.replay_threshold);
-  if ((asked.flags & XFRM_AE_ETHR) != 0) reply.put(XFRMA_ETIMER_THRESH, state.timer_threshold);
+  if ((flags & XFRM_AE_RTHR) != 0) reply.put(XFRMA_REPLAY_THRESH, state.replay_threshold);
+  if ((flags & XFRM_AE_ETHR) != 0) reply.put(XFRMA_ETIMER_THRESH, state.timer_threshold);
   if ((state.mark.v | state.mark.m) != 0) reply.put(XFRMA_MARK, state.mark);
   if (state.if_id != 0) reply.put(XFRMA_IF_ID, state.if_id);
-  call.output.replies.push_back(reply.datagram());
+  return reply;
+}
+
+void Service::get_event_values(const Call& call) {
+  const auto asked = call.request.read<xfrm_aevent_id>();
+  const State& state = state_named(call, asked.sa_id);
+  call.output.replies.push_back(event_values(state, asked.flags, call.to()).datagram());
 }
 
 void Service::set_event_values(const Call& call) {
@@ -221,19 +225,26 @@ void Service::set_event_values(const Call& call) {
     throw Refused(EINVAL, "NLM_F_REPLACE flag is required");
   State& state = state_named(call, body.sa_id);
   if (state.larval()) throw Refused(EINVAL, "SA must be in VALID state");
-  if (request.has(XFRMA_REPLAY_VAL) || request.has(XFRMA_REPLAY_ESN_VAL))
-    throw Refused(EOPNOTSUPP, "sequence numbers of a state that lives are not set from outside");
-  if (const auto value = request.get<xfrm_lifetime_cur>(XFRMA_LTIME_VAL)) {
-    const Status status = states_.status(state);
-    state.carried = *value;
-    // What is counted here is added to it.
-    if (status) {
-      state.carried.bytes -= status->traffic.bytes;
-      state.carried.packets -= status->traffic.packets;
-    }
-  }
-  if (request.has(XFRMA_REPLAY_THRESH)) state.replay_threshold = request.u32(XFRMA_REPLAY_THRESH);
-  if (request.has(XFRMA_ETIMER_THRESH)) state.timer_threshold = request.u32(XFRMA_ETIMER_THRESH);
+  if (const auto numbers = read_numbers(request, state)) states_.advance(state, *numbers);
+  if (const auto counted = request.get<xfrm_lifetime_cur>(XFRMA_LTIME_VAL))
+    states_.count_from(state, *counted);
+  read_thresholds(request, state);
+  states_.put(state);
+  tell(XFRMNLGRP_AEVENTS, call.output, [&] { return event_values(state, XFRM_AE_CU, call.to()); });
+}
+
+// An IKE daemon's word that a state has come to an end: as if its own limit had.
+void Service::expire_state(const Call& call) {
+  const auto body = call.request.read<xfrm_user_expire>();
+  const xfrm_usersa_info& info = body.state;
+  const xfrm_mark mark = read_mark(call.request);
+  State* const state = info.family == AF_INET || info.family == AF_INET6
+                           ? states_.find(info.id, info.family, mark.v & mark.m)
+                           : nullptr;
+  if (state == nullptr) throw Refused(ENOENT);
+  if (state->larval()) throw Refused(EINVAL, "SA must be in VALID state");
+  tell_expired(*state, body.hard != 0, call.output, call.client.portid);
+  if (body.hard != 0) states_.remove(*state);
 }
 
 }  // namespace espalier::tools::xfrm

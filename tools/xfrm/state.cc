@@ -96,6 +96,34 @@ xfrm_mark read_mark(const Request& request) {
   return mark;
 }
 
+void read_thresholds(const Request& request, State& state) {
+  const auto take = [&](int attribute, std::uint32_t& value) {
+    if (request.has(attribute)) value = request.u32(attribute);
+  };
+  take(XFRMA_REPLAY_THRESH, state.replay_threshold);
+  take(XFRMA_ETIMER_THRESH, state.timer_threshold);
+  take(XFRMA_MTIMER_THRESH, state.mapping_threshold);
+}
+
+std::optional<Numbers> read_numbers(const Request& request, const State& state) {
+  if (!state.esn) {
+    const auto given = request.get<xfrm_replay_state>(XFRMA_REPLAY_VAL);
+    return given ? std::optional(Numbers{given->oseq, given->seq}) : std::nullopt;
+  }
+  const auto given = request.get<ReplaySizes>(XFRMA_REPLAY_ESN_VAL);
+  if (!given) return std::nullopt;
+  const std::size_t length = request.data(XFRMA_REPLAY_ESN_VAL).size();
+  if (given->bmp_len > XFRMA_REPLAY_ESN_MAX / 32 || length < length_of(*given))
+    throw Refused(EINVAL, "ESN attribute is too short");
+  if (given->bmp_len != state.esn->bmp_len)
+    throw Refused(EINVAL, "New ESN size doesn't match the existing SA's ESN size");
+  if (given->replay_window > given->bmp_len * 32)
+    throw Refused(EINVAL, "ESN replay window is longer than the bitmap");
+  const bool extended = (state.info.flags & XFRM_STATE_ESN) != 0;
+  return Numbers{std::uint64_t{extended ? given->oseq_hi : 0} << 32 | given->oseq,
+                 std::uint64_t{extended ? given->seq_hi : 0} << 32 | given->seq};
+}
+
 State read_state(Request& request) {
   State state;
   state.info = request.read<xfrm_usersa_info>();
@@ -121,8 +149,9 @@ State read_state(Request& request) {
   state.if_id = request.u32(XFRMA_IF_ID);
   state.tfc_padding = request.u32(XFRMA_TFCPAD);
   state.extra_flags = request.u32(XFRMA_SA_EXTRA_FLAGS);
-  state.replay_threshold = request.u32(XFRMA_REPLAY_THRESH);
-  state.timer_threshold = request.u32(XFRMA_ETIMER_THRESH);
+  if (request.has(XFRMA_MTIMER_THRESH) && !state.encap)
+    throw Refused(EINVAL, "MTIMER_THRESH attribute can only be set on ENCAP states");
+  read_thresholds(request, state);
   if (const auto carried = request.get<xfrm_lifetime_cur>(XFRMA_LTIME_VAL))
     state.carried = *carried;
   if (const auto direction = request.get<std::uint8_t>(kSaDir)) {
@@ -172,8 +201,12 @@ dataplane::SaSpec spec_of(const State& state, Direction direction) {
 // What was carried over counts: from a state before it, or a daemon before this one.
 dataplane::Lifetime lifetime_left(const State& state) {
   const auto left = [](dataplane::Limit limit, std::uint64_t used) {
-    for (std::uint64_t* value : {&limit.soft, &limit.hard})
-      if (*value != 0) *value = *value > used ? *value - used : 1;
+    // Below 0: a NEWAE has said that there were fewer than were counted.
+    const std::uint64_t more = static_cast<std::int64_t>(used) < 0 ? 0 - used : 0;
+    for (std::uint64_t* value : {&limit.soft, &limit.hard}) {
+      if (*value == 0) continue;
+      *value = more != 0 ? *value + std::min(more, ~*value) : *value > used ? *value - used : 1;
+    }
     if (limit.soft >= limit.hard && limit.hard != 0) limit.soft = 0;
     return limit;
   };
@@ -296,6 +329,7 @@ void put_attributes(const State& state, const Status& status, Reply& reply, Keys
   }
   put_replay(state, status, reply);
   if (state.if_id != 0) reply.put(XFRMA_IF_ID, state.if_id);
+  if (state.mapping_threshold != 0) reply.put(XFRMA_MTIMER_THRESH, state.mapping_threshold);
   if (state.direction) {
     const std::uint8_t direction = *state.direction == Direction::in ? 1 : 2;
     reply.put(kSaDir, direction);

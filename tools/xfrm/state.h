@@ -34,12 +34,14 @@ struct State {
   std::uint64_t oseq = 0, seq = 0;                          // to go on from
   xfrm_lifetime_cur carried = zeroed<xfrm_lifetime_cur>();  // from a state before this one
   std::uint32_t if_id = 0, tfc_padding = 0, extra_flags = 0;
-  std::uint32_t replay_threshold = 0, timer_threshold = 0;
-  std::optional<dataplane::Direction> direction;  // none: by its addresses
+  std::uint32_t replay_threshold = 2, timer_threshold = 10;  // of events; the kernel's defaults
+  std::uint32_t mapping_threshold = 0;                       // seconds between two MAPPINGs
+  std::optional<dataplane::Direction> direction;             // none: by its addresses
 
   // The table's.
   std::uint64_t serial = 0;
   std::time_t added = 0;
+  std::optional<Clock::time_point> mapping_told;
   std::optional<Clock::time_point> ends;  // larval: when it goes
   std::optional<dataplane::SaId> sa;      // none: larval
   Joins::Join* join = nullptr;
@@ -57,6 +59,15 @@ struct State {
     return to_address(info.id.daddr, info.family);
   }
 };
+
+// Of XFRMA_REPLAY_THRESH and its like; those that are not there stay.
+void read_thresholds(const Request& request, State& state);
+// Where the numbers of a state are to go on, for NEWAE; of the attribute that the state has. Throws
+// Refused.
+struct Numbers {
+  std::uint64_t oseq = 0, seq = 0;
+};
+[[nodiscard]] std::optional<Numbers> read_numbers(const Request& request, const State& state);
 
 // NEWSA and UPDSA, checked as the kernel does. Throws Refused.
 [[nodiscard]] State read_state(Request& request);

@@ -275,6 +275,8 @@ void States::write(State& state, Keep::Numbers numbers) noexcept {
   try {
     Reply message = message_of(state, std::nullopt, XFRM_MSG_NEWSA, {}, 0, Keys::with);
     message.put(XFRMA_LTIME_VAL, state.carried);
+    message.put(XFRMA_REPLAY_THRESH, state.replay_threshold);
+    message.put(XFRMA_ETIMER_THRESH, state.timer_threshold);
     state.slot = keep_->put(Keep::Kind::state, message.bytes(), numbers);
   } catch (const std::bad_alloc&) {
     state.slot = Keep::kNone;
@@ -369,6 +371,50 @@ std::optional<States::Clock::time_point> States::look(Clock::time_point now) noe
   }
   look_at_ = hurried_.empty() ? std::max(look_at_, now + kBusyLook) : now + kBusyLook;
   return look_at_;
+}
+
+void States::advance(State& state, const Numbers& numbers) {
+  const Status now = status(state);
+  if (!now) throw Refused(ESRCH);
+  const bool out = now->direction == Direction::out;
+  const std::uint64_t wanted = out ? numbers.oseq : numbers.seq;
+  const std::uint64_t used = out ? now->seq - 1 : now->seq;
+  if (wanted < used)
+    throw Refused(EINVAL, "number " + std::to_string(used) + (out ? " is used" : " was seen") +
+                              " already: a key's numbers only go forward");
+  if (wanted == kNever)
+    throw Refused(EINVAL, "all sequence numbers are used up; make a state with a fresh key");
+  if (wanted > used) {
+    if (keep_ != nullptr && out) {
+      Keep::Numbers kept = keep_->numbers(state.slot);
+      kept.limit = std::max(kept.limit, ahead(wanted, step_of(state)));
+      keep_->set(state.slot, kept);
+    }
+    dataplane::SaUpdate update;
+    update.next_seq = wanted + 1;
+    translate([&] { dataplane_.update_sa(*state.sa, update); });
+  }
+  state.oseq = numbers.oseq;
+  state.seq = numbers.seq;
+  if (keep_ != nullptr) static_cast<void>(look(state));
+}
+
+void States::count_from(State& state, const xfrm_lifetime_cur& counted) {
+  const xfrm_lifetime_cur before = state.carried;
+  state.carried = counted;
+  // What is counted here is added to it.
+  if (const Status now = status(state)) {
+    state.carried.bytes -= now->traffic.bytes;
+    state.carried.packets -= now->traffic.packets;
+  }
+  dataplane::SaUpdate update;
+  update.lifetime = lifetime_left(state);
+  try {
+    translate([&] { dataplane_.update_sa(*state.sa, update); });
+  } catch (...) {
+    state.carried = before;
+    throw;
+  }
 }
 
 void States::ran_out(SaId sa) noexcept {

@@ -60,6 +60,12 @@ class States {
     Place from, to;
   };
   using Moves = std::vector<Moving>;
+  // NEWAE. Numbers only go forward, for what was used once under a key never comes again, and what
+  // was seen stays seen; counters go where they are told.
+  void advance(State& state, const Numbers& numbers);
+  void count_from(State& state, const xfrm_lifetime_cur& counted);
+  void put(State& state) noexcept;  // into the memory that outlives this
+
   Moves migrate(const Migration& migration);
   void put_back(std::span<const Moving> moves) noexcept;
   // One that a daemon before us kept: goes on behind its numbers. Like add().
@@ -98,7 +104,6 @@ class States {
   [[nodiscard]] bool is_free(const xfrm_id& id, std::uint16_t family) const;
   void change_in_place(State& old, State state);
   void write(State& state, Keep::Numbers numbers) noexcept;
-  void put(State& state) noexcept;
   [[nodiscard]] std::uint64_t reserve(State& state, dataplane::Direction direction) noexcept;
   // True: it has moved.
   bool look(const State& state) noexcept;

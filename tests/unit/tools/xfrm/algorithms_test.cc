@@ -158,7 +158,9 @@ TEST_F(XfrmAlgorithms, ShortNamesOfTheKernelAreKnown) {
 
 TEST_F(XfrmAlgorithms, KeyBitsAreNotBelieved) {
   for (const std::uint32_t bits : {36U * 8 + 1, 1U << 16, 1U << 31, ~0U}) {
-    EXPECT_EQ(read({.aead = algorithm("rfc4106(gcm(aes))", key(36), 128, bits)}).error, EINVAL);
+    const Outcome aead = read({.aead = algorithm("rfc4106(gcm(aes))", key(36), 128, bits)});
+    EXPECT_EQ(aead.error, EINVAL);
+    EXPECT_EQ(aead.text, "Invalid AEAD attribute length");
     const Bytes cbc = algorithm("cbc(aes)", key(16));
     EXPECT_EQ(
         read({.auth_trunc = algorithm("hmac(sha256)", key(32), 128, bits), .crypt = cbc}).error,
