@@ -63,10 +63,22 @@ class Installed::Undo {
       }
     }
   }
-  void keep() noexcept { steps_.clear(); }
+  void keep() noexcept {
+    steps_.clear();
+    for (const auto& step : last_) {
+      try {
+        step();
+      } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
+        // Only for want of memory: what it would have made smaller stays larger.
+      }
+    }
+  }
   void add(std::function<void()> step) { steps_.push_back(std::move(step)); }
+  // What cannot be taken back, and cannot be refused any more: done when all is kept.
+  void add_last(std::function<void()> step) { last_.push_back(std::move(step)); }
 
  private:
+  std::vector<std::function<void()>> last_;
   std::vector<std::function<void()>> steps_;
 };
 
@@ -246,13 +258,22 @@ void Installed::remove(const std::string& vti) {
 void Installed::update(const SaUpdateOf& change, Undo& undo) {
   const auto before = dataplane_.sa(change.id);
   if (!before) throw std::invalid_argument("id: there is no such SA any more");
-  dataplane_.update_sa(change.id, change.update);
+  dataplane::SaUpdate now = change.update;
+  // A smaller window forgets what lies behind it.
+  const bool refused = now.window_bits == 0U && before->esn;
+  const bool shrinks = now.window_bits && !refused && *now.window_bits < before->window_bits;
+  if (shrinks) now.window_bits.reset();
+  dataplane_.update_sa(change.id, now);
   dataplane::SaUpdate back;
   if (change.update.peer) back.peer = before->peer;
-  if (change.update.window_bits) back.window_bits = before->window_bits;
+  if (now.window_bits) back.window_bits = before->window_bits;
   if (change.update.lifetime) back.lifetime = before->lifetime;
   if (change.update.seq_limit) back.seq_limit = before->seq_limit;
   undo.add([this, id = change.id, back] { dataplane_.update_sa(id, back); });
+  if (!shrinks) return;
+  dataplane::SaUpdate smaller;
+  smaller.window_bits = change.update.window_bits;
+  undo.add_last([this, id = change.id, smaller] { dataplane_.update_sa(id, smaller); });
 }
 
 void Installed::remove(SaId id) {

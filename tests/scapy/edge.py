@@ -138,6 +138,15 @@ def window(bench, esn):
     for seq in (top, top - WINDOW + 1, top - 1):
         bench.send(bench.peer.seal(good(), seq=seq))
         bench.arrives(good())
+    # A batch that is refused has changed nothing: a smaller window would have forgotten this one.
+    smaller = {"op": "sa-update", "id": bench.b.sa_id("in"), "window": 32}
+    twice = {"op": "vti-add", "name": "vti01"}
+    try:
+        bench.b.ask({"op": "batch", "ops": [smaller, twice]})
+    except AssertionError as error:
+        assert "vti01 is there already" in str(error), error
+    bench.send(bench.peer.seal(good(), seq=top - 40))
+    bench.arrives(good())
     for seq in (top, top - 1, top - WINDOW + 1):
         bench.send(bench.peer.seal(good(), seq=seq))
     for seq in (top - WINDOW, top - 2 * WINDOW):

@@ -155,6 +155,11 @@ class Daemon:
         ]
         return found
 
+    def sa_id(self, direction):
+        """As the control socket's operations name it."""
+        (found,) = [sa["id"] for sa in self.ask({"op": "sa-list"})["sas"] if sa["direction"] == direction]
+        return found
+
     def grown(self):
         """The counters that differ from the baseline, and by how much."""
         now = self.drops()
