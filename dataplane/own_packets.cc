@@ -9,6 +9,7 @@
 #include "crypto/iv_source.h"
 #include "dataplane/esp.h"
 #include "dataplane/esp_encap.h"
+#include "dataplane/outbound.h"
 
 namespace espalier::dataplane {
 
@@ -18,7 +19,11 @@ void send_dummies(const Workers& workers, OutboundSa& sa, unsigned count, unsign
   if (length > kLongest)
     throw std::invalid_argument("a dummy packet of " + std::to_string(length) +
                                 " bytes; write at most " + std::to_string(kLongest));
-  std::vector<std::uint8_t> packet(esp_length(suite, length));
+  // To an observer they are like the SA's other packets (RFC 4303 §2.6, §2.7).
+  const OuterFields outer(sa.outer.tos_set, sa.outer.hop_limit, sa.outer.clear_df, 0);
+  const std::size_t padding = Outbound::room_of(sa, sa.peer->get(), coarse_now_ns()).tfc;
+  const std::size_t padded = std::max<std::size_t>(length, padding);
+  std::vector<std::uint8_t> packet(esp_length(suite, padded));
   workers.front().call([&](ifaces::Engine& engine) {
     crypto::IvSource ivs;
     ifaces::Endpoint to = sa.peer->get();
@@ -30,18 +35,20 @@ void send_dummies(const Workers& workers, OutboundSa& sa, unsigned count, unsign
       if (sa.life.expired() || sa.reserve(1, seq) == 0) return;
       std::fill(packet.begin(), packet.end(), std::uint8_t{0});
       crypto::AeadOp op{};
-      esp_frame(sa, suite, seq, packet.data(), length, kNextNone, op);
+      esp_frame(sa, suite, seq, packet.data(), padded, kNextNone, op);
       if (suite.iv_kind == crypto::IvKind::random) ivs.draw(op.text - suite.iv);
       sa.key(0).seal({&op, 1});
       if (!op.good) return;
-      engine.send({.port = sa.socket->ports.front(),
-                   .tos = 0,
+      engine.send({.port = outer.fragmentable() ? sa.socket->sender_ports.front()
+                                                : sa.socket->ports.front(),
+                   .tos = outer.tos(),
                    .segment_size = 0,
                    .len = static_cast<std::uint32_t>(packet.size()),
                    .data = packet.data(),
                    .to = &address,
                    .to_len = address_length,
                    .mark = sa.outer_mark,
+                   .hop_limit = outer.hop_limit(),
                    .source = sa.socket->source()},
                   0);
       engine.flush();

@@ -148,12 +148,23 @@ def by_rule(options):
                     seen = ping_seen(lab, "-Q", str(tos), "-s", str(size), "-M", mode)
                     assert (seen.tos, seen.ttl) == (46 << 2, 33) and seen.df in (True, None), vars(seen)
                     lengths.add(seen.length)
-        assert len(lengths) == 1 and lengths.pop() > 1000
+        assert len(lengths) == 1 and min(lengths) > 1000
+        # A dummy is one of them to who looks on.
+        with Capture(lab.gw_a, "eth0") as wire:
+            lab.a.ask({"op": "sa-dummy", "id": lab.a.sa_id("out"), "length": 10})
+            (dummy,) = wire.wait(lambda ip: esp_packet(ip))
+        dummy = Outer(dummy)
+        assert (dummy.tos, dummy.ttl) == (46 << 2, 33) and dummy.df in (True, None), vars(dummy)
+        assert {dummy.length} == lengths, (dummy.length, lengths)
         longer = ping_seen(lab, "-s", "1200")
         assert longer.length > 1200
         if not is_v4(options):
             seen = ping_seen(lab, "-F", "0xabcde", to=sites.PC_B["v6"])
             assert seen.label == 0xABCDE, hex(seen.label)
+            # One without a label gets that of the outer flow (RFC 6438 §3), the same each time.
+            lab.pc_a.sysctl("net/ipv6/auto_flowlabels", 0)
+            labels = {ping_seen(lab, to=sites.PC_B["v6"]).label for _ in range(3)}
+            assert len(labels) == 1 and labels != {0}, labels
         traffic.tcp(lab.pc_a, lab.pc_b, sites.PC_B["v4"], 300000)
 
 
