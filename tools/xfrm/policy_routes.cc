@@ -229,7 +229,7 @@ void PolicyRoutes::lead(Way& way) {
   if (++route.wanted == 1 || !route.source) set_source(to, route);
   PolicyRule rule = rule_of(selector);
   add(way, rule);
-  if (selector.source.length != 0) lead_unsourced(way, std::move(rule));
+  if (selector.source.length != 0) lead_unsourced(way, rule);
   look_again();
 }
 
