@@ -234,7 +234,7 @@ void PolicyRoutes::lead(Way& way) {
 }
 
 // What this host sends may have no source yet; it gets the route's, which is in the selector.
-void PolicyRoutes::lead_unsourced(Way& way, PolicyRule rule) {
+void PolicyRoutes::lead_unsourced(Way& way, const PolicyRule& rule) {
   const auto& [spec, id, local, remote] = way.wish_;
   // Not to the gateway: there this host's own end is its source, which is not in the selector.
   // Scripts ask so by which device the gateway is reached (libreswan's, for its routes).

@@ -84,7 +84,7 @@ class PolicyRoutes {
     std::optional<ifaces::IpAddress> source;
   };
   void set_source(const ifaces::Prefix& to, Route& route);
-  void lead_unsourced(Way& way, ifaces::PolicyRule rule);
+  void lead_unsourced(Way& way, const ifaces::PolicyRule& rule);
   void add_unsourced(Way& way, ifaces::PolicyRule rule, std::uint32_t v4, std::uint32_t v6);
   void add(Way& way, const ifaces::PolicyRule& rule);
   void drop_rules(Way& way) noexcept;
