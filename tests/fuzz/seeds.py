@@ -7,6 +7,11 @@ ICV (the fuzzer itself seals them)."""
 import argparse
 import os
 import struct
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "interop"))
+
+import xfrm_messages  # noqa: E402
 
 
 def udp_payloads(name):
@@ -237,6 +242,12 @@ def new_link(name, kind, data):
     return struct.pack("=IHHII", 16 + len(body), 16, 0x605, 1, 0) + body
 
 
+def xfrm_datagram(*messages):
+    """Of (type, payload); each is to replace what is there."""
+    return b"".join(struct.pack("=IHHII", 16 + len(payload), kind, 0x105, 1, 0) + payload + bytes(-len(payload) % 4)
+                    for kind, payload, *_ in messages)  # fmt: skip
+
+
 def xfrm_seeds(folder):
     datagrams = []
     with open(os.path.join(folder, "..", "xfrm", "ip_xfrm.txt"), encoding="ascii") as file:
@@ -244,6 +255,15 @@ def xfrm_seeds(folder):
             if not line.startswith("#"):
                 datagrams.append(bytes.fromhex(line))
                 yield b"\6" + datagrams[-1]
+    for kind, payload, *_ in xfrm_messages.MESSAGES.values():
+        yield b"\6" + xfrm_datagram((kind, payload))
+    # What moves, with what it needs: nothing is left of the input before.
+    m = xfrm_messages
+    moved = m.policy_id(1, 8) + m.moves(m.move(m.A, m.B, "192.0.2.1", m.B))
+    made = [m.MESSAGES["state out"], m.MESSAGES["policy out"]]
+    yield b"\0" + xfrm_datagram(*made, (m.MIGRATE, moved), m.MESSAGES["GETAE"], m.MESSAGES["EXPIRE soft"])
+    numbers = m.MESSAGES["NEWAE numbers, out"][1]
+    yield b"\0" + xfrm_datagram(*made, (m.NEWAE, numbers), m.MESSAGES["POLEXPIRE hard"])
     # In one datagram, as deleteall has them.
     yield b"\0" + b"".join(d + bytes(-len(d) % 4) for d in datagrams)[:4000]
     ends = [(4, bytes([10, 9, 0, 1])), (5, bytes([10, 9, 0, 2]))]
