@@ -14,14 +14,17 @@ import socket
 import struct
 import subprocess
 import sys
+import types
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "..", "netns"), os.path.join(HERE, "..", "seeds", "lab")]
+sys.path[:0] = [os.path.join(HERE, "..", "netns"), os.path.join(HERE, "..", "seeds", "lab"),
+               os.path.join(HERE, "..", "xfrm")]  # fmt: skip
 
 from charon import Host  # noqa: E402
 from lab import sites, traffic  # noqa: E402
 from lab.wait import until  # noqa: E402
 from lab.wire import Capture  # noqa: E402
+from restart import MEMORY, held, supervisors  # noqa: E402
 
 UDP_SEGMENT, UDP_GRO, UDP_ENCAP = 103, 104, 100
 SECOND = {"v4": "192.168.1.44", "v6": "fd00:192:168:1::44"}
@@ -154,6 +157,10 @@ def any_order(lab, bound):
 
     mixed(lab, daemon)
 
+    # A command that is soon done holds nothing.
+    box = types.SimpleNamespace(box=b.namespace)
+    until(lambda: any({MEMORY, "/dev/net/tun"} <= set(held(pid)) for pid in supervisors(box)),
+          "the device is held")  # fmt: skip
     b.daemon.kill()
     peer.exchange(daemon)
     mark = b.daemon.mark()
