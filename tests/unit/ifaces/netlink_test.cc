@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -20,6 +21,7 @@
 #include <sstream>
 #include <system_error>
 
+#include "ifaces/address_watch.h"
 #include "ifaces/unique_fd.h"
 
 namespace espalier::ifaces {
@@ -134,6 +136,28 @@ TEST_F(NetlinkTest, KnowsWhichLinksExist) {
   EXPECT_FALSE(netlink().link_exists("absent0"));
   tun_.reset(-1);
   EXPECT_FALSE(netlink().link_exists("test0"));
+}
+
+TEST_F(NetlinkTest, AChangeOfAddressesIsTold) {
+  AddressWatch watch;  // the device is down: nobody but us gives it addresses
+  EXPECT_FALSE(watch.changed());
+  netlink().add_address("test0", prefix("10.0.1.1/24"));
+  EXPECT_TRUE(watch.changed());
+  EXPECT_FALSE(watch.changed());
+  netlink().remove_address("test0", prefix("10.0.1.1/24"));
+  EXPECT_TRUE(watch.changed());
+  // Of IPv6: when the kernel has looked for duplicates.
+  up_with("10.0.1.1/24", "2001:db8:1::1/64");
+  EXPECT_TRUE(watch.changed());
+  netlink().remove_address("test0", prefix("2001:db8:1::1/64"));
+  pollfd told{watch.fd(), POLLIN, 0};
+  EXPECT_EQ(::poll(&told, 1, 5000), 1);
+}
+
+TEST_F(NetlinkTest, GatewayOnlyWhereThereIsOne) {
+  up_with("10.0.1.1/24", "2001:db8:1::1/64");
+  EXPECT_EQ(netlink().gateway(address("10.0.1.9"), address("10.0.1.1")), std::nullopt);
+  EXPECT_EQ(netlink().gateway(address("192.0.2.1"), address("10.0.1.1")), std::nullopt);
 }
 
 TEST_F(NetlinkTest, AddressesWorkAtOnceAndGoAgain) {
