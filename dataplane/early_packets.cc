@@ -5,7 +5,7 @@
 namespace espalier::dataplane {
 
 EarlyPackets::EarlyPackets()
-    : slots_(std::make_unique_for_overwrite<Held[]>(kPackets)),
+    : slots_(std::allocator<Held>().allocate(kPackets)),
       bytes_(std::make_unique_for_overwrite<std::uint8_t[]>(kPackets * kStride)) {}
 
 bool EarlyPackets::hold(const SadKey& key, std::span<const std::uint8_t> esp, Encapsulation how,
@@ -30,7 +30,6 @@ bool EarlyPackets::hold(const SadKey& key, std::span<const std::uint8_t> esp, En
   }
   if (line->count == 0) {
     line->key = key;
-    line->until_ns = now_ns + kPatienceNs;
     line->first = slot;
   } else {
     slots_[line->last].next = slot;
@@ -38,22 +37,25 @@ bool EarlyPackets::hold(const SadKey& key, std::span<const std::uint8_t> esp, En
   line->last = slot;
   ++line->count;
   ++waiting_;
-  Held& held = slots_[slot];
-  held = {peer, static_cast<std::uint16_t>(esp.size()), kNone, tos, how};
+  const Held& held = *std::construct_at(
+      &slots_[slot],
+      Held{peer, now_ns + kPatienceNs, static_cast<std::uint16_t>(esp.size()), kNone, tos, how});
   std::copy(esp.begin(), esp.end(), bytes(held));
   return all;
 }
 
+EarlyPackets::Line* EarlyPackets::find(const SadKey& key) noexcept {
+  for (Line& line : lines_)
+    if (line.count > 0 && line.key == key) return &line;
+  return nullptr;
+}
+
 // That of the SPI, or a free one.
 EarlyPackets::Line* EarlyPackets::line_of(const SadKey& key) noexcept {
-  Line* free = nullptr;
-  for (Line& line : lines_) {
-    if (line.count == 0)
-      free = &line;
-    else if (line.key == key)
-      return &line;
-  }
-  return free;
+  if (Line* const line = find(key)) return line;
+  for (Line& line : lines_)
+    if (line.count == 0) return &line;
+  return nullptr;
 }
 
 std::uint16_t EarlyPackets::free_slot() noexcept {
@@ -90,6 +92,12 @@ std::uint8_t* EarlyPackets::bytes(const Held& held) noexcept {
 std::size_t EarlyPackets::forget(Line& line) noexcept {
   const std::size_t count = line.count;
   while (line.count > 0) give_back(pop(line));
+  return count;
+}
+
+std::size_t EarlyPackets::expire(Line& line, std::int64_t now_ns) noexcept {
+  std::size_t count = 0;
+  for (; line.count > 0 && slots_[line.first].until_ns < now_ns; ++count) give_back(pop(line));
   return count;
 }
 

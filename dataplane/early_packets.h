@@ -26,6 +26,7 @@ class EarlyPackets {
 
   struct Held {
     ifaces::Endpoint peer;
+    std::int64_t until_ns;
     std::uint16_t length;
     std::uint16_t next;
     std::uint8_t tos;
@@ -34,7 +35,6 @@ class EarlyPackets {
   // Of an SPI, the oldest first.
   struct Line {
     SadKey key;
-    std::int64_t until_ns = 0;  // of the first one
     std::uint16_t first = kNone, last = kNone;
     std::uint16_t count = 0;
   };
@@ -49,12 +49,16 @@ class EarlyPackets {
 
   // Those with a count of 0 are free.
   [[nodiscard]] std::span<Line> lines() noexcept { return lines_; }
+  // Null if nothing of the SPI waits.
+  [[nodiscard]] Line* find(const SadKey& key) noexcept;
   // Takes the oldest packet out of a line that has one; it and its bytes stay until retire().
   [[nodiscard]] Held& take(Line& line) noexcept;
   [[nodiscard]] std::uint8_t* bytes(const Held& held) noexcept;
   // Empties a line; returns how many packets that were.
   std::size_t forget(Line& line) noexcept;
-  // What was taken before is free.
+  // The same for those of its packets that have waited too long.
+  std::size_t expire(Line& line, std::int64_t now_ns) noexcept;
+  // What was taken before is free. Not in a turn that has taken some: its writes may be queued.
   void retire() noexcept;
 
  private:
@@ -68,8 +72,14 @@ class EarlyPackets {
   std::uint16_t pop(Line& line) noexcept;
   void give_back(std::uint16_t slot) noexcept;
 
-  // Not written before there is something to hold: no memory until then.
-  std::unique_ptr<Held[]> slots_;
+  struct Deallocate {
+    void operator()(Held* slots) const noexcept {
+      std::allocator<Held>().deallocate(slots, kPackets);
+    }
+  };
+
+  // Not written before there is something to hold, nor constructed: no memory until then.
+  std::unique_ptr<Held[], Deallocate> slots_;
   std::unique_ptr<std::uint8_t[]> bytes_;
   std::array<Line, kSpis> lines_{};
   std::size_t waiting_ = 0;

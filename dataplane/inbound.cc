@@ -85,6 +85,11 @@ void Inbound::add_datagram(const OuterSocket& socket, const ifaces::Received& re
       sa_ = nullptr;
       return counters_.drop(Drop::wrong_encapsulation);
     }
+    if (!early_.empty()) [[unlikely]]
+      if (EarlyPackets::Line* const line = early_.find(key)) {
+        release(*line, *sa_);
+        if (count_ == kDecapBatch) run_batch();
+      }
   }
   InboundPacket& packet = run_[count_++];
   packet.esp = data;
@@ -104,31 +109,34 @@ void Inbound::retry_early() noexcept {
   early_.retire();
   for (EarlyPackets::Line& line : early_.lines()) {
     if (line.count == 0) continue;
-    const bool late = line.until_ns < now_ns_;
     // In this order: the SA is there before its SPI is no longer waited for.
-    const bool waits = !late && sad_.larval.find(line.key) != nullptr;
-    InboundSa* const sa = late ? nullptr : sad_.find(line.key);
-    if (sa == nullptr) {
-      if (!waits) counters_.drop(Drop::not_keyed, early_.forget(line));
-      continue;
-    }
-    while (line.count > 0) {
-      EarlyPackets::Held& held = early_.take(line);
-      if (held.encapsulation != sa->encapsulation) {
-        counters_.drop(Drop::wrong_encapsulation);
-        continue;
-      }
-      if (sa_ != sa || count_ == kDecapBatch) run_batch();
-      sa_ = sa;
-      InboundPacket& packet = run_[count_++];
-      packet.esp = early_.bytes(held);
-      packet.len = held.length;
-      packet.outer_tos = held.tos;
-      packet.peer = &held.peer;
-    }
+    const bool waits = sad_.larval.find(line.key) != nullptr;
+    if (InboundSa* const sa = sad_.find(line.key))
+      release(line, *sa);
+    else
+      counters_.drop(Drop::not_keyed, waits ? early_.expire(line, now_ns_) : early_.forget(line));
   }
   run_batch();
   sa_ = nullptr;
+}
+
+// They go before a packet of their SPI that comes in the turn in which its keys do: behind it, a
+// small replay window would have moved past them.
+void Inbound::release(EarlyPackets::Line& line, InboundSa& sa) noexcept {
+  while (line.count > 0) {
+    EarlyPackets::Held& held = early_.take(line);
+    if (held.encapsulation != sa.encapsulation) {
+      counters_.drop(Drop::wrong_encapsulation);
+      continue;
+    }
+    if (sa_ != &sa || count_ == kDecapBatch) run_batch();
+    sa_ = &sa;
+    InboundPacket& packet = run_[count_++];
+    packet.esp = early_.bytes(held);
+    packet.len = held.length;
+    packet.outer_tos = held.tos;
+    packet.peer = &held.peer;
+  }
 }
 
 // Round the loopback device (ifaces/ike_socket.h). On a port that is shared, only what GRO has

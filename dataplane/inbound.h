@@ -47,6 +47,7 @@ class Inbound final : private TunSink {
   void hold(const SadKey& key, const OuterSocket& socket, const ifaces::Received& received,
             std::span<const std::uint8_t> esp) noexcept;
   void retry_early() noexcept;
+  void release(EarlyPackets::Line& line, InboundSa& sa) noexcept;
   void forward_ike(const OuterSocket& socket, const ifaces::Received& received,
                    std::span<const std::uint8_t> datagram) noexcept;
   void run_batch() noexcept;

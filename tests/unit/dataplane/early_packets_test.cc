@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+
 #include "dataplane/inbound.h"
 #include "tests/fuzz/recording_engine.h"
 #include "tests/unit/dataplane/sa_pair.h"
@@ -120,15 +122,16 @@ class EarlyWayIn : public testing::Test {
   void turn(const std::vector<Bytes>& packets, std::int64_t now_ns = kNow) {
     std::vector<Bytes> copies = packets;
     inbound.begin_turn(now_ns);
-    for (Bytes& bytes : copies) {
-      ifaces::Received received{};
-      received.kind = ifaces::PortKind::udp;
-      received.len = static_cast<std::uint32_t>(bytes.size());
-      received.data = bytes.data();
-      received.peer = pair.sender;
-      inbound.add(socket, received);
-    }
+    for (Bytes& bytes : copies) add(bytes);
     inbound.end_turn();
+  }
+  void add(Bytes& bytes) {
+    ifaces::Received& received = receives.emplace_back();
+    received.kind = ifaces::PortKind::udp;
+    received.len = static_cast<std::uint32_t>(bytes.size());
+    received.data = bytes.data();
+    received.peer = pair.sender;
+    inbound.add(socket, received);
   }
   // Its keys come, as UPDSA has them: the SA first.
   void key_it() {
@@ -152,6 +155,7 @@ class EarlyWayIn : public testing::Test {
   SaPair pair;
   OuterSocket socket;
   SadKey key;
+  std::deque<ifaces::Received> receives;
   Sad sad;
   WorkerCounters counters;
   EventQueue events{-1};
@@ -170,6 +174,47 @@ TEST_F(EarlyWayIn, ComesInWhenTheKeysDo) {
   EXPECT_EQ(engine.written.back().bytes.size(), sizeof(ifaces::VnetHdr) + 61)
       << "before what comes now";
   EXPECT_EQ(pair.in.counters.packets.load(), 101U);
+  EXPECT_EQ(all_drops(), 0U);
+}
+
+// The window of strongSwan's default is smaller than what waits.
+TEST_F(EarlyWayIn, KeysInTheMiddleOfATurn) {
+  const auto small = std::make_unique<SaPair>(true, crypto::Suite::aes_gcm128, 32);
+  small->in.socket = &socket;
+  small->in.set_local(socket.local.address);
+  small->device.counters = std::make_unique<DeviceCounters[]>(1);
+  small->device.ports = {0};
+  const auto sealed = [&](std::uint64_t seq) { return small->seal(seq, inner_v4(20 + seq)); };
+  std::vector<Bytes> packets;
+  for (std::uint64_t seq = 1; seq <= 100; ++seq) packets.push_back(sealed(seq));
+  turn(packets);
+  packets = {sealed(101), sealed(102), sealed(103)};
+  inbound.begin_turn(kNow);
+  add(packets[0]);  // waits as well
+  sad.insert(&small->in);
+  sad.larval.erase(key);
+  add(packets[1]);
+  add(packets[2]);
+  inbound.end_turn();
+  ASSERT_EQ(written(), 103U);
+  for (std::size_t i = 0; i < 103; ++i)
+    EXPECT_EQ(engine.written[i].bytes.size(), sizeof(ifaces::VnetHdr) + 21 + i) << "in order";
+  EXPECT_EQ(all_drops(), 0U);
+  sad.erase(key);  // before the SA goes
+}
+
+// A whole number of batches waits: the packet behind them starts another.
+TEST_F(EarlyWayIn, BatchesAreFull) {
+  std::vector<Bytes> packets;
+  for (std::uint64_t seq = 1; seq <= 2 * kDecapBatch; ++seq)
+    packets.push_back(pair.seal(seq, inner_v4(60)));
+  turn(packets);
+  packets = {pair.seal(2 * kDecapBatch + 1, inner_v4(60))};
+  inbound.begin_turn(kNow);
+  key_it();
+  add(packets[0]);
+  inbound.end_turn();
+  EXPECT_EQ(written(), 2 * kDecapBatch + 1);
   EXPECT_EQ(all_drops(), 0U);
 }
 
@@ -208,14 +253,27 @@ TEST_F(EarlyWayIn, GoneWithItsSpi) {
   EXPECT_EQ(written(), 0U);
 }
 
+// Each as long as the others, not as long as the first that has waited.
 TEST_F(EarlyWayIn, NotForLong) {
   turn({pair.seal(1, inner_v4(60))});
   turn({pair.seal(2, inner_v4(60))}, kNow + EarlyPackets::kPatienceNs);
   EXPECT_EQ(drops(Drop::not_keyed), 0U);
-  key_it();
   turn({}, kNow + EarlyPackets::kPatienceNs + 1);
+  EXPECT_EQ(drops(Drop::not_keyed), 1U);
+  turn({}, kNow + 2 * EarlyPackets::kPatienceNs);
+  EXPECT_EQ(drops(Drop::not_keyed), 1U);
+  turn({}, kNow + 2 * EarlyPackets::kPatienceNs + 1);
   EXPECT_EQ(drops(Drop::not_keyed), 2U);
   EXPECT_EQ(written(), 0U);
+}
+
+// A worker that had nothing to do meanwhile has not seen that its keys came in time.
+TEST_F(EarlyWayIn, KeysBeforeExpiry) {
+  turn({pair.seal(1, inner_v4(60))});
+  key_it();
+  turn({}, kNow + EarlyPackets::kPatienceNs + 1);
+  EXPECT_EQ(written(), 1U);
+  EXPECT_EQ(all_drops(), 0U);
 }
 
 TEST_F(EarlyWayIn, TooMany) {
