@@ -300,8 +300,8 @@ std::uint32_t Installed::make(Change& change, Undo& undo, Outcome& outcome) {
 }
 
 // Before any of them is used. With a random IV the same key twice is no harm.
-void Installed::note_keys(const std::vector<Change>& changes) {
-  if (!used_keys_) return;
+std::vector<UsedKeys::Name> Installed::note_keys(const std::vector<Change>& changes) {
+  if (!used_keys_) return {};
   std::vector<UsedKeys::Name> names;
   for (std::size_t i = 0; i < changes.size(); ++i) {
     const auto* const spec = std::get_if<dataplane::SaSpec>(&changes[i]);
@@ -316,10 +316,11 @@ void Installed::note_keys(const std::vector<Change>& changes) {
           {{"index", i}});
   }
   used_keys_->add(names);
+  return names;
 }
 
 Installed::Outcome Installed::apply(std::vector<Change> changes) {
-  note_keys(changes);
+  const std::vector<UsedKeys::Name> names = note_keys(changes);
   Outcome outcome;
   const dataplane::Dataplane::Batch batch(dataplane_);
   Undo undo;
@@ -332,6 +333,7 @@ Installed::Outcome Installed::apply(std::vector<Change> changes) {
     }
   }
   undo.keep();
+  if (used_keys_) used_keys_->in_use(names);
   for (const Change& change : changes) {
     if (!is_removal(change)) continue;
     ++outcome.deleted;

@@ -101,7 +101,7 @@ class Installed : public KeptDevices {
     Keep::Slot slot = Keep::kNone;
   };
   void put(Vti& vti) noexcept;
-  void note_keys(const std::vector<Change>& changes);
+  [[nodiscard]] std::vector<UsedKeys::Name> note_keys(const std::vector<Change>& changes);
   void remove(const std::string& vti);
 
   std::map<std::string, Vti> vtis_;

@@ -29,15 +29,18 @@ class UsedKeys {
   // Did an SA of an earlier daemon have it, and none of this one since? Throws std::runtime_error
   // if the file cannot be read, with what to do.
   [[nodiscard]] bool is_from_before(const Name& name);
-  // On disk when it returns; or later, but not lost if only this process ends. Throws
-  // std::runtime_error.
+  // Before an SA has them: on disk when it returns; or later, but not lost if only this process
+  // ends. Throws std::runtime_error.
   enum class Sync : std::uint8_t { later, now };
   void add(const std::vector<Name>& names, Sync sync = Sync::now);
+  // An SA has them now: from here on the data plane knows how far they are used.
+  void in_use(const std::vector<Name>& names) noexcept;
 
  private:
   void open();
-  // The names that count, and how many there are in all.
-  [[nodiscard]] std::string read_last(std::size_t& lines) const;
+  // What counts of the file, and how long that is in all.
+  [[nodiscard]] std::string read_last(std::size_t& size) const;
+  void cut(std::size_t size) const;
   void replace(const std::string& text);
   [[noreturn]] void fail(const char* what) const;
 

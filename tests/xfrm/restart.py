@@ -10,6 +10,7 @@
 import argparse
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -261,6 +262,12 @@ def used_before(a):
         a.ip(f"xfrm state delete {state}")
         kill(a)
         a.start()
+        a.refuses(keyed, "used before espalierd was started again")
+        # What fails further on has not had it.
+        with a.box.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind((A, 5500))
+            in_udp = " replay-oseq 0x10000000 encap espinudp 5500 4500 0.0.0.0 aead"
+            a.refuses(keyed.replace(" aead", in_udp), "in use")
         a.refuses(keyed, "used before espalierd was started again")
         a.ip(keyed.replace(" aead", " replay-oseq 0x10000000 aead"))
         assert "oseq 0x10000000" in a.ip(f"xfrm state get {state}")

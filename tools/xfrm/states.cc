@@ -120,16 +120,17 @@ State& States::insert(State state) {
 
 // Before it is used. What an espalierd before us kept goes on behind its numbers; of the others,
 // deleted ones too, only the keys are known. With a random IV the same key twice is no harm.
-void States::note_key(const dataplane::SaSpec& spec) {
+std::vector<UsedKeys::Name> States::note_key(const dataplane::SaSpec& spec) {
   if (used_keys_ == nullptr || spec.direction != Direction::out ||
       crypto::info(spec.suite).iv_kind != crypto::IvKind::counter)
-    return;
+    return {};
   const UsedKeys::Name name = UsedKeys::name_of(spec.keymat.bytes());
   if (spec.next_seq <= 1 && used_keys_->is_from_before(name))
     throw Refused(EEXIST,
                   "the key was used before espalierd was started again: take a fresh one, or say "
                   "the last number that it has used (replay-oseq)");
   used_keys_->add({name}, UsedKeys::Sync::later);
+  return {name};
 }
 
 void States::install(State& state) {
@@ -149,8 +150,9 @@ void States::install(State& state) {
       if (keep_ != nullptr) spec.seq_limit = reserve(state, direction);
       dataplane::SaUpdate update;
       update.peer = spec.peer;
-      note_key(spec);
+      const std::vector<UsedKeys::Name> names = note_key(spec);
       state.sa = dataplane_.add_sa(std::move(spec));
+      if (!names.empty()) used_keys_->in_use(names);
       // The other direction may have an older one: IKE knows best.
       if (!update.peer->address.is_any()) dataplane_.update_sa(*state.sa, update);
       state.join->states.insert(*state.sa);

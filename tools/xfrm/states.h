@@ -93,7 +93,7 @@ class States {
   // Gives it an SA of the data plane; and takes that away again.
   void install(State& state);
   void uninstall(State& state) noexcept;
-  void note_key(const dataplane::SaSpec& spec);
+  [[nodiscard]] std::vector<UsedKeys::Name> note_key(const dataplane::SaSpec& spec);
   void detach(State& state) noexcept;  // that, but for its record
   [[nodiscard]] std::vector<State*> met_by(const xfrm_user_migrate& move, std::uint32_t if_id);
   void check_place(const State& state, const Place& place, const Moves& moving) const;

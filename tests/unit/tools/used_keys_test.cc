@@ -1,6 +1,7 @@
 #include "tools/used_keys.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <array>
 #include <fstream>
@@ -36,6 +37,8 @@ TEST_F(UsedKeysTest, T1TheNextDaemonKnowsThem) {
   EXPECT_TRUE(second.is_from_before(name(2)));
   EXPECT_FALSE(second.is_from_before(name(3)));
   second.add({name(1)});
+  EXPECT_TRUE(second.is_from_before(name(1)));  // no SA has it, if adding one failed
+  second.in_use({name(1)});
   EXPECT_FALSE(second.is_from_before(name(1)));
   EXPECT_TRUE(UsedKeys(file()).is_from_before(name(1)));
 }
@@ -48,6 +51,34 @@ TEST_F(UsedKeysTest, ALineThatIsCutOffIsNone) {
   EXPECT_TRUE(last.is_from_before(name(1)));
   EXPECT_TRUE(last.is_from_before(name(3)));
   EXPECT_FALSE(last.is_from_before(name(2)));
+}
+
+TEST_F(UsedKeysTest, T1ADiskThatIsFullLosesNone) {
+  UsedKeys keys(file());
+  keys.add({name(1)});
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit full = before;
+  full.rlim_cur = 40;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &full), 0);
+  EXPECT_THROW(keys.add({name(2)}), std::runtime_error);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  keys.add({name(3)});
+  EXPECT_EQ(std::filesystem::file_size(file()), 2 * 33U);
+  UsedKeys next(file());
+  EXPECT_TRUE(next.is_from_before(name(1)));
+  EXPECT_FALSE(next.is_from_before(name(2)));
+  EXPECT_TRUE(next.is_from_before(name(3)));
+}
+
+TEST_F(UsedKeysTest, T1WhatIsNoLineHidesNone) {
+  UsedKeys(file()).add({name(1)});
+  std::ofstream(file(), std::ios::app) << name(2).substr(0, 9) << name(3) << "\n"
+                                       << std::string(40, '\0') << "\n"
+                                       << name(4) << "\n";
+  UsedKeys keys(file());
+  for (const auto& kept : {name(1), name(3), name(4)}) EXPECT_TRUE(keys.is_from_before(kept));
+  EXPECT_EQ(std::filesystem::file_size(file()), 3 * 33U);
 }
 
 TEST_F(UsedKeysTest, TheLastOnesStayWhenThereAreTooMany) {
