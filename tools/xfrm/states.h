@@ -96,7 +96,8 @@ class States {
   [[nodiscard]] std::vector<UsedKeys::Name> note_key(const dataplane::SaSpec& spec);
   void detach(State& state) noexcept;  // that, but for its record
   [[nodiscard]] std::vector<State*> met_by(const xfrm_user_migrate& move, std::uint32_t if_id);
-  void check_place(const State& state, const Place& place, const Moves& moving) const;
+  struct Plan;
+  void check_place(const State& state, const Place& place, Plan& plan);
   void take_along(State& state);
   void place(State& state, const Place& place);
   void give_up(State& state) noexcept;

@@ -1,6 +1,9 @@
 // States that move to other addresses.
 #include <algorithm>
 #include <cerrno>
+#include <map>
+#include <unordered_set>
+#include <utility>
 
 #include "tools/xfrm/states.h"
 
@@ -64,8 +67,15 @@ void States::give_up(State& state) noexcept {
   }
 }
 
-// `moving`: those that go with it.
-void States::check_place(const State& state, const Place& place, const Moves& moving) const {
+// What goes together, and what was found out on the way: a move may meet all states that there are.
+struct States::Plan {
+  Moves moves;
+  std::unordered_set<const State*> met;
+  std::multimap<Id, const State*> next;  // where they will be
+  std::map<ifaces::IpAddress, bool> own;
+};
+
+void States::check_place(const State& state, const Place& place, Plan& plan) {
   xfrm_id id = state.info.id;
   id.daddr = place.destination;
   const Id wanted = id_of(id, place.family);
@@ -73,33 +83,31 @@ void States::check_place(const State& state, const Place& place, const Moves& mo
     return &other != &state && matches(other.mark, state.mark.v & state.mark.m);
   };
   const auto [first, last] = by_id_.equal_range(wanted);
-  bool taken = std::any_of(
-      first, last, [&](const auto& entry) { return is_taken_by(states_.at(entry.second)); });
-  for (const auto& [other, from, to] : moving) {
-    xfrm_id next = other->info.id;
-    next.daddr = to.destination;
-    taken = taken || (id_of(next, to.family) == wanted && is_taken_by(*other));
-  }
-  if (taken) throw Refused(ENODATA, "another state has this SPI at the new address");
+  const auto [next, end] = plan.next.equal_range(wanted);
+  if (std::any_of(first, last, [&](const auto& e) { return is_taken_by(states_.at(e.second)); }) ||
+      std::any_of(next, end, [&](const auto& e) { return is_taken_by(*e.second); }))
+    throw Refused(ENODATA, "another state has this SPI at the new address");
   const bool in = status(state)->direction == Direction::in;
   const ifaces::IpAddress own = to_address(in ? place.destination : place.source, place.family);
-  if (!netlink_.is_local(own))
-    throw Refused(EADDRNOTAVAIL, own.str() + " is no address of this host");
+  auto known = plan.own.find(own);
+  if (known == plan.own.end()) known = plan.own.emplace(own, netlink_.is_local(own)).first;
+  if (!known->second) throw Refused(EADDRNOTAVAIL, own.str() + " is no address of this host");
+  plan.next.emplace(wanted, &state);
 }
 
 States::Moves States::migrate(const Migration& migration) {
-  Moves all;
+  Plan plan;
   for (const xfrm_user_migrate& move : migration.moves)
     for (State* const state : met_by(move, migration.if_id)) {
       // By a move that names its reqid, and by one that names none.
-      const auto is_it = [&](const Moving& other) { return other.state == state; };
-      if (std::any_of(all.begin(), all.end(), is_it)) continue;
+      if (!plan.met.insert(state).second) continue;
       const Place from{state->info.family, state->info.saddr, state->info.id.daddr, state->encap};
       const Place to{move.new_family, move.new_saddr, move.new_daddr,
                      migration.encap ? migration.encap : state->encap};
-      check_place(*state, to, all);
-      all.push_back({state, from, to});
+      check_place(*state, to, plan);
+      plan.moves.push_back({state, from, to});
     }
+  Moves& all = plan.moves;
   std::size_t begun = 0;
   try {
     for (const Moving& moving : all) {
@@ -111,7 +119,7 @@ States::Moves States::migrate(const Migration& migration) {
     put_back(std::span(all).first(begun));
     throw;
   }
-  return all;
+  return std::move(all);
 }
 
 void States::put_back(std::span<const Moving> moves) noexcept {

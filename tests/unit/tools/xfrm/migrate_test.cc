@@ -230,6 +230,27 @@ TEST_F(XfrmMigrate, PlaceThatIsTaken) {
   expect_unchanged();
 }
 
+// Two that would have one name where they go.
+TEST_F(XfrmMigrate, PlaceThatAnotherOneTakes) {
+  constexpr const char* kOther = "192.0.2.77";
+  ASSERT_EQ(error_of(new_state({.destination = kOther, .key = 3})), 0);
+  told.clear();
+  const auto second = move_of(kHere, kOther, kMoved, kThere);
+  EXPECT_EQ(error_of(migrate({}, {out_move(), second})), ENODATA);
+  ASSERT_EQ(error_of(about_state(XFRM_MSG_DELSA, {.destination = kOther})), 0);
+  told.clear();
+  expect_unchanged();
+}
+
+TEST_F(XfrmMigrate, StateThatTwoMovesMeet) {
+  xfrm_user_migrate any = move_of(kHere, kThere, "192.0.2.99", kThere);
+  any.reqid = 0;
+  ASSERT_EQ(error_of(migrate({}, {out_move(), any})), 0);
+  EXPECT_TRUE(is(state(kOut).saddr, kMoved)) << "the first counts";
+  EXPECT_GE(oseq(kOut), 1000U);
+  EXPECT_EQ(plane->sa_count(), 2U);
+}
+
 // A port that somebody has at the new address: the first state has moved by then, and comes back.
 TEST_F(XfrmMigrate, FailureHalfWay) {
   xfrm_encap_tmpl encap{};
