@@ -35,7 +35,8 @@ class HeldPackets {
   HeldPackets() : slots_(new Held[kSlots]) {}
 
   [[nodiscard]] bool empty() const noexcept { return used_ == 0; }
-  // False: there is one of its flow, no room, or it is too long. `read`: as the TUN gave it.
+  // False: there is one of its flow, no room, or it is too long. `read`: as the TUN gave it, or
+  // what was handed over, which stays then.
   [[nodiscard]] bool hold(DeviceId device, ifaces::Port port, const InnerKey& key,
                           std::uint32_t packets, std::span<const std::uint8_t> read,
                           std::int64_t now_ns) noexcept {
@@ -45,9 +46,9 @@ class HeldPackets {
       if (held.length == 0) {
         if (free == nullptr) free = &held;
       } else if (held.device == device && same_flow(held.key, key)) {
-        const bool is_it = held.leaving;
+        if (read.data() != held.bytes.data()) return false;
         held.leaving = false;
-        return is_it;
+        return true;
       }
     }
     if (free == nullptr) return false;

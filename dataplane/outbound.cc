@@ -301,7 +301,11 @@ inline void Outbound::frame_whole(const OutboundSa& sa, const crypto::SuiteInfo&
                                   std::uint64_t seq, const Item& item, const Room& room,
                                   OuterFields outer) noexcept {
   const std::size_t length = item.plan.length;
-  if (item.plan.kind == SegmentPlan::Kind::whole_csum) complete(item.plan, item.packet);
+  if (item.plan.kind == SegmentPlan::Kind::whole_csum) {
+    complete(item.plan, item.packet);
+    item.packet.data()[-static_cast<std::ptrdiff_t>(sizeof(ifaces::VnetHdr))] &=
+        static_cast<std::uint8_t>(~ifaces::kVnetNeedsCsum);  // `flags`: as the packet is now
+  }
   if (room.mss.v4 != 0) [[unlikely]]
     clamp_mss(item.packet, room.mss);
   std::uint8_t* out = transmitter_.place(esp_length(suite, length), outer);
