@@ -103,7 +103,10 @@ UnixListener::UnixListener(std::filesystem::path path, int type, std::size_t bac
   const sockaddr_un address = address_of(path_, what);
   std::filesystem::path directory = path_.parent_path();
   if (directory.empty()) directory = ".";
-  std::filesystem::create_directories(directory);
+  // Who may not read it cannot lock it against us; to connect needs no more.
+  if (std::filesystem::create_directories(directory) &&
+      ::chmod(directory.c_str(), S_IRWXU | S_IXGRP | S_IXOTH) != 0)
+    fail("chmod " + directory.string());
   const UniqueFd lock = lock_directory(directory);
   clear_stale(path_, type, what, address);
 

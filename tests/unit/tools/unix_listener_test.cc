@@ -75,6 +75,15 @@ TEST(UnixListener, TheGroupAndNobodyElse) {
   EXPECT_EQ(other_user_may(listener, path, {1, 2}, kUser), May::nothing);
 }
 
+TEST(UnixListener, NobodyElseCanLockTheFolderThatItMakes) {
+  const TempFolder folder;
+  const auto path = folder.path() / "made" / "s";
+  const UnixListener listener(path, SOCK_SEQPACKET, 4, "test", {});
+  struct stat st {};
+  ASSERT_EQ(::stat(path.parent_path().c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777U, 0711U);
+}
+
 TEST(UnixListener, WithoutAGroupItIsRoots) {
   const TempFolder folder;
   const auto path = folder.path() / "s";
