@@ -343,6 +343,9 @@ void Dataplane::State::set_lifetime(SaCommon& sa, const Lifetime& lifetime,
   if (lifetime != Lifetime{} || margin_packets != Limits::kNever)
     limits = std::make_unique<const Limits>(lifetime, margin_packets);
   expiries.set(sa.id, sa.added, lifetime.seconds);
+  OutboundSa* out = tables.outbound(sa.id);
+  if (out != nullptr && sa.lifetime().packets.hard == 0)
+    out->claimed.store(out->counters.packets.load(std::memory_order_relaxed));
   const Limits* before = sa.limits.exchange(limits.release(), std::memory_order_acq_rel);
   if (before != nullptr) retire(before);
 }

@@ -12,9 +12,10 @@
 namespace espalier::dataplane {
 
 // Replaced whole; all but whether the soft limit was told of is immutable. An SA without limits has
-// none. Counters are read before a run of
-// packets and written after it, so workers that share an SA may together pass a hard limit by a run
-// each.
+// none. A hard limit of packets out is exact, however many workers share the SA, if the SA is
+// added with it; one that comes later counts what the workers are sending as it comes as not sent
+// yet. Bytes, and packets of an inbound SA, are read before a run of packets and written after it,
+// so workers may together pass a hard limit of those by a run each.
 struct Limits {
   static constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
 

@@ -40,6 +40,13 @@ std::uint64_t within(const Limits& limits, const SaCounters& counters,
   return admitted;
 }
 
+// How many of `wanted` packets the hard limit of packets leaves this worker.
+std::uint64_t claim(OutboundSa& sa, const Limits& limits, std::uint64_t wanted) noexcept {
+  if (limits.hard_packets == Limits::kNever) [[likely]]
+    return wanted;
+  return sa.claim(wanted, limits.hard_packets);
+}
+
 // What of a run was read from which device: added up once a device, which is one as a rule.
 class DeviceTally {
  public:
@@ -267,13 +274,15 @@ void Outbound::encap(std::span<Item> items) noexcept {
   send(sa, items.subspan(first), packets, room);
 }
 
-Outbound::Numbers Outbound::reserve(OutboundSa& sa, std::uint64_t wanted,
+Outbound::Numbers Outbound::reserve(OutboundSa& sa, const Limits* limits, std::uint64_t wanted,
                                     std::uint64_t admitted) noexcept {
   Numbers numbers{};
   numbers.count = sa.reserve(admitted, numbers.first);
   if (numbers.count < wanted) [[unlikely]] {
-    if (const Limits* limits = sa.limits.load(std::memory_order_acquire))
+    if (limits != nullptr) {
+      if (limits->hard_packets != Limits::kNever) sa.unclaim(admitted - numbers.count);
       reporter_.judge(sa, *limits);
+    }
     numbers.why = stop(sa, wanted - numbers.count, numbers.count == admitted);
   }
   return numbers;
@@ -319,8 +328,8 @@ void Outbound::send(OutboundSa& sa, std::span<const Item> items, std::uint64_t w
   const Limits* limits = sa.limits.load(std::memory_order_acquire);
   std::uint64_t admitted = wanted;
   if (limits != nullptr) [[unlikely]]
-    admitted = within(*limits, sa.counters, items);
-  const Numbers numbers = reserve(sa, wanted, admitted);
+    admitted = claim(sa, *limits, within(*limits, sa.counters, items));
+  const Numbers numbers = reserve(sa, limits, wanted, admitted);
   if (numbers.count < wanted) [[unlikely]] {
     if (numbers.count == 0) {
       for (const Item& item : items) refuse(item, numbers.why);
@@ -403,10 +412,12 @@ void Outbound::send_fragments(OutboundSa& sa, const Item& item, const Room& room
     Fragmenter fragments({scratch_.get(), length}, room.longest);
     const std::uint64_t wanted = fragments.count();
     std::uint64_t admitted = wanted;
-    if (limits != nullptr)
+    if (limits != nullptr) {
       admitted = limits->admitted(wanted, sa.counters.packets.load(std::memory_order_relaxed),
                                   sa.counters.bytes.load(std::memory_order_relaxed));
-    const Numbers numbers = reserve(sa, wanted, admitted);
+      admitted = claim(sa, *limits, admitted);
+    }
+    const Numbers numbers = reserve(sa, limits, wanted, admitted);
     if (numbers.count < wanted) counters_.drop(numbers.why, wanted - numbers.count);
     if (numbers.count == 0) continue;
     std::uint64_t bytes = 0;

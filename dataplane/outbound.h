@@ -106,7 +106,7 @@ class Outbound {
     std::uint64_t first, count;
     Drop why;
   };
-  [[nodiscard]] Numbers reserve(OutboundSa& sa, std::uint64_t wanted,
+  [[nodiscard]] Numbers reserve(OutboundSa& sa, const Limits* limits, std::uint64_t wanted,
                                 std::uint64_t admitted) noexcept;
   template <class Write>
   void frame(const OutboundSa& sa, const crypto::SuiteInfo& suite, std::uint64_t seq,

@@ -12,6 +12,7 @@
 
 #include "crypto/aead.h"
 #include "crypto/fingerprint.h"
+#include "crypto/secret.h"
 #include "dataplane/device.h"
 #include "dataplane/drop.h"
 #include "dataplane/event_queue.h"
@@ -55,7 +56,10 @@ struct SaCommon {
   SaCommon() = default;
   SaCommon(const SaCommon&) = delete;
   SaCommon& operator=(const SaCommon&) = delete;
-  ~SaCommon() { delete limits.load(std::memory_order_relaxed); }
+  ~SaCommon() {
+    crypto::wipe(salt);
+    delete limits.load(std::memory_order_relaxed);
+  }
 
   SaId id{};
   Spi spi{};
@@ -64,6 +68,7 @@ struct SaCommon {
   Encapsulation encapsulation{};
   bool esn = false;
   crypto::Suite suite{};
+  // Here and not with the key, as each packet needs it; worth nothing without that (RFC 4106 §4).
   std::array<std::uint8_t, crypto::kMaxSaltBytes> salt{};
   std::uint16_t mss_clamp = 0;  // as in SaSpec
   WorkerKeys keys;
@@ -117,6 +122,7 @@ struct OutboundSa : SaCommon {
   alignas(64) std::atomic<std::uint64_t> next_seq{1};
   std::atomic<std::uint64_t> seq_limit{0};
   SaCounters counters;
+  std::atomic<std::uint64_t> claimed{0};    // of a hard limit of packets: sent, or about to be
   std::atomic<std::uint64_t> exhausted{0};  // packets dropped for want of a number
   std::atomic<std::uint64_t> after_end{0};  // packets dropped because the SA has expired
   EventLimiter exhaustions;
@@ -129,6 +135,20 @@ struct OutboundSa : SaCommon {
     first = next_seq.fetch_add(count, std::memory_order_relaxed);
     if (first > limit) return 0;
     return std::min(count, limit - first + 1);
+  }
+  // How many of `wanted` packets may pass under a hard limit of `most`; whoever else asks meanwhile
+  // is told what is left.
+  [[nodiscard]] std::uint64_t claim(std::uint64_t wanted, std::uint64_t most) noexcept {
+    std::uint64_t before = claimed.load(std::memory_order_relaxed);
+    std::uint64_t granted = 0;
+    do {
+      granted = before < most ? std::min(wanted, most - before) : 0;
+    } while (granted != 0 &&
+             !claimed.compare_exchange_weak(before, before + granted, std::memory_order_relaxed));
+    return granted;
+  }
+  void unclaim(std::uint64_t count) noexcept {
+    claimed.fetch_sub(count, std::memory_order_relaxed);
   }
   // Control thread. Never back.
   void advance(std::uint64_t next) noexcept {

@@ -14,6 +14,7 @@
 
 #include "crypto/aead.h"
 #include "crypto/iv_source.h"
+#include "crypto/secret.h"
 #include "dataplane/counters.h"
 #include "dataplane/sa.h"
 #include "ifaces/engine.h"
@@ -43,6 +44,10 @@ class Transmitter {
   void refused(ifaces::Port port) noexcept;
   // What was sent is over and done with: its peers may go.
   void forget() noexcept { sent_targets_ = 0; }
+  // Between two turns: salts of SAs that may be gone.
+  void wipe() noexcept {
+    for (crypto::AeadOp& op : ops_) crypto::wipe(op.nonce);
+  }
 
  private:
   // Cache-sized: what is sealed is copied into the kernel soon after.

@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "crypto/stack.h"
+
 namespace espalier::dataplane {
 
 std::int64_t coarse_now_ns() noexcept {
@@ -161,6 +163,9 @@ void Worker::loop(ifaces::Engine& engine, Outbound& outbound, Inbound& inbound) 
     if (asked_.load(std::memory_order_acquire)) [[unlikely]] {
       engine.flush();  // what was queued must not outlive a device or socket that a job removes
       count_errors(engine, outbound);
+      // Before it: what the job waits for may be the end of an SA.
+      outbound.transmitter().wipe();
+      crypto::wipe_stack();
       if (!run_jobs(engine)) return;
     }
   }

@@ -5,7 +5,9 @@
     control ───┼─► espalierd ─► core file, log, listings, /proc: no key
     ip xfrm ───┘                and after a flush: no memory of it, either
 
-Keys are searched for as bytes, as hex digits and as base64.
+Keys are searched for as bytes, as hex digits and as base64. Salts are where their SAs are, on the
+heap: worth nothing without the key, and nowhere once the SA is gone. Four bytes are found by chance
+as well, so each of a few salts is that of many SAs: all of them found is no chance.
 """
 
 import base64
@@ -20,6 +22,7 @@ from lab.control import Control
 from lab.keyfile import read_keys
 
 CHUNK = 1 << 20
+SALTS, SAS_OF_A_SALT = 3, 16
 
 
 def forms(key):
@@ -46,6 +49,37 @@ class Needles:
         return {way for form, way in self.forms.items() if form in data}
 
 
+class Salts:
+    """Salts, and how often each is found; in hex digits it is long enough to be no chance."""
+
+    def __init__(self):
+        self.all = [secrets.token_bytes(4) for _ in range(SALTS)]
+        self.nonces = []  # of an SA that had traffic: the salt, and half of the number (RFC 4106 §3)
+
+    def add_sas(self, lab):
+        with Control(lab.a.control) as control:
+            for number in range(SALTS * SAS_OF_A_SALT):
+                key = secrets.token_bytes(32) + self.all[number % SALTS]
+                control.ask("sa-add", direction="out", source=lab.left,
+                            destination="192.168.1.80", spi=0x7300 + number, reqid=99,
+                            suite="aes_gcm256", key=key.hex())
+
+    def counts(self, pid):
+        """How often the rarest salt is there; how often any of them as text; and any nonce."""
+        as_bytes, as_text, in_nonces = [0] * SALTS, 0, 0
+        for data in memory_of(pid):
+            for number, salt in enumerate(self.all):
+                as_bytes[number] += data.count(salt)
+                as_text += data.count(salt.hex().encode())
+            in_nonces += sum(data.count(nonce) for nonce in self.nonces)
+        return min(as_bytes), as_text, in_nonces
+
+
+def memory_of(pid):
+    for *_, data in pieces(pid, core_only=False):
+        yield data
+
+
 def mappings(pid):
     """Of every mapping: its range, its name, and whether a core file would have it."""
     found, head = [], None
@@ -59,9 +93,8 @@ def mappings(pid):
     return found
 
 
-def search(pid, needles, core_only):
-    """Which keys are in the memory of `pid`, and where; as root, who may look."""
-    hits = {}
+def pieces(pid, core_only):
+    """The memory of `pid`, with where it is; as root, who may look. They overlap."""
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for start, end, name, in_core in mappings(pid):
             if name in ("[vvar]", "[vsyscall]") or (core_only and not in_core):
@@ -74,9 +107,17 @@ def search(pid, needles, core_only):
                     break  # pages of a device, or of nobody
                 if not data:
                     break
-                for way in needles.found_in(before + data):
-                    hits.setdefault(way, set()).add(f"{name or 'anonymous'} {start:#x}")
+                if data.strip(b"\0"):
+                    yield name, start, before + data
                 before, at = data[-128:], at + len(data)
+
+
+def search(pid, needles, core_only):
+    """Which keys are in the memory of `pid`, and where."""
+    hits = {}
+    for name, start, data in pieces(pid, core_only):
+        for way in needles.found_in(data):
+            hits.setdefault(way, set()).add(f"{name or 'anonymous'} {start:#x}")
     return hits
 
 
@@ -176,9 +217,12 @@ def main():
         made = read_keys(os.path.join(keys, "left", f"{sites.CONN}.keys"))
         for keymat in (made.keymat_in, made.keymat_out):
             needles.add("key file", keymat[:32])
+        salts = Salts()
+        salts.nonces = [keymat[32:] + bytes(4) for keymat in (made.keymat_in, made.keymat_out)]
         lab.gateways(keys)
         traffic.ping(lab.pc_a, sites.PC_B["v4"])
         over_the_control_socket(lab, needles)
+        salts.add_sas(lab)
         by_command(lab, needles)
         program = by_xfrm(lab, needles)
         traffic.ping(lab.pc_a, sites.PC_B["v4"])
@@ -188,6 +232,9 @@ def main():
         missing = {way for way in needles.forms.values() if way not in ("refused", "xfrm auth")}
         missing -= set(everywhere)
         assert not missing, f"no {missing} anywhere: the search itself is broken"
+        as_bytes, as_text, in_nonces = salts.counts(lab.a.pid)
+        assert as_bytes >= SAS_OF_A_SALT and in_nonces, "no salts anywhere: the search is broken"
+        assert as_text == 0, "a salt in hex digits"
         assert_nothing(search(lab.a.pid, needles, core_only=True), "a core file of espalierd")
         assert_nothing(search(program.pid, needles, core_only=True), "a core file of espalier exec")
         program.kill()
@@ -202,6 +249,8 @@ def main():
         lab.a.reload()
         lab.a.wait_line("reloaded", since=mark)
         assert_nothing(search(lab.a.pid, needles, core_only=False), "after a flush")
+        left = salts.counts(lab.a.pid)
+        assert left == (0, 0, 0), f"salts after a flush, as bytes, as text, in nonces: {left}"
         look_around(lab, needles)
         core_on_abort(lab)
         print(f"ok: T25: {len(needles.forms)} forms of keys looked for")

@@ -170,6 +170,31 @@ TEST(Concurrency, OneExpiryForAll) {
   }
 }
 
+// A16: however the runs of several workers meet, all that a hard limit of packets admits may pass,
+// and not one more.
+TEST(Concurrency, A16HardLimitOfPacketsForAll) {
+  constexpr std::uint64_t kLimit = 400'000;
+  for (int round = 0; round < 20; ++round) {
+    OutboundSa sa;
+    sa.seq_limit = 1'000'000;
+    std::atomic<std::uint64_t> sent{0};
+    std::vector<std::thread> workers;
+    for (std::uint64_t w = 0; w < 3; ++w)
+      workers.emplace_back([&, w] {
+        for (std::uint64_t i = 0; i < 20'000; ++i) {
+          const std::uint64_t wanted = 1 + (i + w) % 64;
+          const std::uint64_t granted = sa.claim(wanted, kLimit);
+          EXPECT_LE(granted, wanted);
+          const std::uint64_t unused = granted / 2;  // for want of a number
+          sa.unclaim(unused);
+          sent += granted - unused;
+        }
+      });
+    for (std::thread& worker : workers) worker.join();
+    EXPECT_EQ(sent, kLimit);
+  }
+}
+
 TEST(Concurrency, APeerIsNeverHalfMoved) {
   const ifaces::Endpoint a{*ifaces::IpAddress::parse("192.0.2.1"), 4500};
   const ifaces::Endpoint b{*ifaces::IpAddress::parse("2001:db8::2"), 61000};

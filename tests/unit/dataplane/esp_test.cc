@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "dataplane/ecn.h"
@@ -119,14 +120,18 @@ TEST(Esp, A5CopiesInOneBatch) {
 }
 
 TEST(Esp, A7ReplayedLateAndGoodInOneBatch) {
-  SaPair pair(true, crypto::Suite::aes_gcm128, 64);
-  (void)pair.open({pair.seal(200, inner_v4(40))});
-  const auto opened = pair.open({pair.seal(200, inner_v4(41)), pair.seal(100, inner_v4(42)),
-                                 pair.seal(201, inner_v4(43)), pair.seal(199, inner_v4(44))});
-  ASSERT_EQ(opened.inner.size(), 2U);
-  EXPECT_EQ(opened.inner[0].size(), 43U);
-  EXPECT_EQ(opened.inner[1].size(), 44U);
-  EXPECT_EQ(opened.lost.size(), 2U);
+  for (const bool esn : {false, true}) {
+    SaPair pair(esn, crypto::Suite::aes_gcm128, 64);
+    (void)pair.open({pair.seal(200, inner_v4(40))});
+    const auto opened = pair.open({pair.seal(200, inner_v4(41)), pair.seal(100, inner_v4(42)),
+                                   pair.seal(201, inner_v4(43)), pair.seal(199, inner_v4(44))});
+    ASSERT_EQ(opened.inner.size(), 2U);
+    EXPECT_EQ(opened.inner[0].size(), 43U);
+    EXPECT_EQ(opened.inner[1].size(), 44U);
+    // RFC 4303 A2.2: with ESN what is too late would be 2^32 ahead, and its ICV is not.
+    EXPECT_EQ(std::multiset<Drop>(opened.lost.begin(), opened.lost.end()),
+              (std::multiset<Drop>{Drop::duplicate, esn ? Drop::integrity : Drop::late}));
+  }
 }
 
 TEST(Esp, ZeroIsNoNumber) {
@@ -248,6 +253,10 @@ TEST(Esp, X7PinnedPeer) {
   EXPECT_EQ(pair.open({pair.seal(1, inner_v4(40))}).inner.size(), 1U);
   pair.sender.port = 4501;
   EXPECT_EQ(pair.lost(pair.seal(2, inner_v4(40))), Drop::wrong_peer);
+  pair.sender = {*ifaces::IpAddress::parse("192.0.2.99"), pair.in.peer->get().port};
+  EXPECT_EQ(pair.lost(pair.seal(3, inner_v4(40))), Drop::wrong_peer);
+  pair.sender = pair.in.peer->get();
+  EXPECT_EQ(pair.open({pair.seal(4, inner_v4(40))}).inner.size(), 1U);
 }
 
 TEST(Esp, T19OnlyTheNewestShowsWhereThePeerIs) {

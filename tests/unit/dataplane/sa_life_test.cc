@@ -121,6 +121,32 @@ TEST_F(SaLife, A16HardLimitOfPacketsOut) {
   EXPECT_EQ(sites->arrived_by_now(), 0U);
 }
 
+// Three workers send under one SA when it ends: together not one packet more.
+TEST_F(SaLife, A16HardLimitOfPacketsOverWorkers) {
+  sites.reset();
+  sites.emplace(*registry, 3);
+  sites->add_policies();
+  constexpr std::uint64_t kLimit = 700;
+  for (std::uint32_t round = 1; round <= 20; ++round) {
+    const auto [out, in] = add(0x200 + round, static_cast<std::uint8_t>(round));
+    sites->a.update_sa(out, limit(&Lifetime::packets, {0, kLimit}));
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> senders;
+    for (unsigned t = 0; t < 2; ++t)
+      senders.emplace_back([&, t] {
+        for (unsigned i = 0; !stop; ++i)
+          sites->send(1, 60, static_cast<std::uint8_t>(1 + 100 * t + i % 100));
+      });
+    EXPECT_EQ(TwoSites::event(sites->a, EventKind::hard_expire).sa, out);
+    stop = true;
+    for (std::thread& sender : senders) sender.join();
+    TwoSites::settle(sites->a);
+    EXPECT_EQ(sites->a.sa(out)->traffic.packets, kLimit);
+    sites->a.remove_sa(out);
+    sites->b.remove_sa(in);
+  }
+}
+
 TEST_F(SaLife, A16HardLimitOfPacketsIn) {
   const SaId id = add(0x100, 1).second;
   sites->b.update_sa(id, limit(&Lifetime::packets, {0, 10}));

@@ -123,9 +123,9 @@ class TwoSites {
     b.add_policy(policy(Direction::in, reqid));
   }
 
-  void send(std::size_t count, std::size_t length = 60) const {
+  void send(std::size_t count, std::size_t length = 60, std::uint8_t host = 1) const {
     Bytes packet = inner_v4(length);
-    const std::uint8_t addresses[] = {10, 1, 0, 1, 10, 2, 0, 1};
+    const std::uint8_t addresses[] = {10, 1, 0, host, 10, 2, 0, 1};
     std::copy(std::begin(addresses), std::end(addresses), packet.begin() + 12);
     for (std::size_t i = 0; i < count; ++i) in_a->send(packet);
   }
