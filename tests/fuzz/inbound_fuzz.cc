@@ -6,7 +6,9 @@
 //            FLAGS bit 0: the bytes are an inner packet, sealed here by the outbound twin
 //                  bit 1: as bit 0, but padding and next header are the fuzzer's as well
 //                  bit 2: replay the last sealed packet   bits 4–5: UDP, raw IPv4, raw IPv6
-//                  bit 3: the SA loses its keys before, or gets them back; the turn ends
+//                  bit 3: the SA loses its keys before, or gets them back. Segment size bit 0: in
+//                         the middle of the turn, which ends otherwise; bit 1: time passes, more
+//                         than packets wait for keys
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -113,7 +115,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::deque<Buffer> turn;  // stays until the turn ends
   Bytes last;
   std::uint64_t seq = 1;
-  s.inbound.begin_turn(1);
+  std::int64_t now_ns = 1;
+  s.inbound.begin_turn(now_ns);
   while (!input.empty()) {
     const std::uint8_t flags = input.byte();
     const std::uint16_t segment = input.word();
@@ -130,9 +133,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       payload = last = sealed(s, seq++, bytes);
     }
     if ((flags & 8) != 0) {
-      s.inbound.end_turn();
+      const bool ends = (segment & 1) == 0;
+      if (ends) s.inbound.end_turn();
       s.toggle_keys();
-      s.inbound.begin_turn(1);
+      if ((segment & 2) != 0) now_ns += EarlyPackets::kPatienceNs + 1;
+      if (ends) s.inbound.begin_turn(now_ns);
     }
     if (payload.empty() || payload.size() > 65535) continue;  // engines hand over no such thing
     const bool udp = (flags & 0x30) == 0;

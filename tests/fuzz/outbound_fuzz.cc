@@ -1,9 +1,11 @@
 // From the TUN to the outer socket: any virtio header and any packet behind it; and what was
-// sealed, opened again by the twin of its SA.
+// sealed, opened again by the twin of its SA: what comes out is what write_segment() and
+// clamp_mss() make of the reads, whichever way the packets took.
 //
 //   input: SETUP (as inbound_fuzz.cc), OPTIONS, then reads of the TUN until the bytes end
 //   OPTIONS  bits 0–1: what the path carries   2–3: TFC padding   4: MSS   5: DF cleared
-//   read     length (2), bytes: a VnetHdr and a packet
+//            6: packets are joined before they come out, and not compared
+//   read     length (2), bytes: a VnetHdr and a packet; bit 15 of the length: of another device
 #include <array>
 #include <cstring>
 #include <deque>
@@ -31,7 +33,7 @@ struct Setup {
         pair((choice & 0x80) != 0,
              crypto::suites()[(choice & 0x3f) % crypto::suites().size()].suite, 65536),
         outbound(0, engine, counters, events),
-        inbound(0, inner_engine, sad, in_counters, events, {true, true, true}) {
+        inbound(0, inner_engine, sad, in_counters, events, {joins(), joins(), joins()}) {
     const ifaces::IpAddress local = *ifaces::IpAddress::parse("192.0.2.1");
     socket.encapsulation = Encapsulation::udp;
     socket.local = {local, 4500};
@@ -42,8 +44,10 @@ struct Setup {
     pair.in.set_local(local);
     pair.out.seq_limit = 1'000'000;
     set_options();
-    pair.device.counters = std::make_unique<DeviceCounters[]>(1);
-    pair.device.ports = {0};
+    for (Device* device : {&pair.device, &other}) {
+      device->counters = std::make_unique<DeviceCounters[]>(1);
+      device->ports = {0};
+    }
     pair.binding.selectors.clear();
     for (const char* any : {"0.0.0.0/0", "::/0"}) {
       PolicySpec spec;
@@ -52,12 +56,17 @@ struct Setup {
       policies.emplace_back(PolicyId{1}, spec);
       policies.back().sa = &pair.out;
       pair.device.policies.add(policies.back());
+      other.policies.add(policies.back());
     }
     sad.insert(&pair.in);
   }
   ~Setup() {
-    for (const Policy& policy : policies) pair.device.policies.remove(policy);
+    for (const Policy& policy : policies) {
+      pair.device.policies.remove(policy);
+      other.policies.remove(policy);
+    }
   }
+  [[nodiscard]] bool joins() const { return (options & 0x40) != 0; }
 
   void set_options() {
     constexpr std::array<std::uint32_t, 4> kPaths = {0, 576, 1280, 1400};
@@ -72,6 +81,7 @@ struct Setup {
   std::uint8_t choice, options;
   std::uint32_t path = 0;
   SaPair pair;
+  Device other;
   OuterSocket socket;
   Sad sad;
   std::deque<Policy> policies;
@@ -113,6 +123,63 @@ std::uint64_t open_all(Setup& s) {
   return packets;
 }
 
+// What is to come out, in order.
+class Expected {
+ public:
+  explicit Expected(const Setup& s)
+      : s_(s), room_(Outbound::room_of(s.pair.out, s.pair.sender, 1)) {}
+
+  void add(const Device& device, const std::vector<std::uint8_t>& read) {
+    ifaces::VnetHdr hdr{};
+    if (read.size() <= sizeof hdr) return;
+    std::memcpy(&hdr, read.data(), sizeof hdr);
+    const auto packet = std::span(read).subspan(sizeof hdr);
+    InnerKey key;
+    SegmentPlan plan{};
+    if (!parse_inner(packet, key) || !plan_segments(hdr, packet, plan)) return;
+    if (Outbound::choose(device, device.policies.find(key), key).sa == nullptr) return;
+    const bool df = (packet[6] & 0x40) != 0;
+    switch (Outbound::fit(segment_length(plan, 0), key.ipv6, !key.ipv6 && df, room_)) {
+      case Outbound::Fit::not_at_all:
+        return;
+      case Outbound::Fit::in_fragments:
+        fragments_ = true;  // headers_test.cc puts them together again
+        return;
+      case Outbound::Fit::whole:
+        break;
+    }
+    const std::uint8_t tos = s_.pair.out.outer.fields(packet.data(), key.ipv6, key.tos).tos();
+    for (std::size_t i = 0; i < plan.count; ++i) {
+      std::vector<std::uint8_t>& segment = packets_.emplace_back(segment_length(plan, i));
+      write_segment(plan, packet, i, segment.data());
+      if (room_.mss.v4 != 0) clamp_mss(segment, room_.mss);
+      tos_.push_back(tos);
+    }
+  }
+
+  void check() const {
+    if (s_.joins() || fragments_ || s_.pair.out.exhausted.load() != 0) return;
+    std::size_t n = 0;
+    for (const auto& sent : s_.engine.sent)
+      for (std::size_t i = 0; i < sent.packets; ++i, ++n)
+        require(n < tos_.size() && sent.tos == tos_[n], "the outer TOS is of the inner packet");
+    const auto& written = s_.inner_engine.written;
+    require(written.size() == packets_.size(), "packets read and delivered");
+    for (std::size_t i = 0; i < written.size(); ++i) {
+      const auto inner = std::span(written[i].bytes).subspan(sizeof(ifaces::VnetHdr));
+      require(std::equal(inner.begin(), inner.end(), packets_[i].begin(), packets_[i].end()),
+              "what is delivered is what was read");
+    }
+  }
+
+ private:
+  const Setup& s_;
+  const Outbound::Room room_;
+  bool fragments_ = false;
+  std::vector<std::vector<std::uint8_t>> packets_;
+  std::vector<std::uint8_t> tos_;
+};
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -120,18 +187,23 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Setup s(input);
   // Of exactly their size and what may be written behind them; until the turn ends.
   std::deque<std::vector<std::uint8_t>> reads;
+  Expected expected(s);
   s.outbound.begin_turn(1);
   while (!input.empty()) {
-    const auto bytes = input.bytes(input.word());
+    const std::uint16_t head = input.word();
+    Device& device = (head & 0x8000) != 0 ? s.other : s.pair.device;
+    const auto bytes = input.bytes(head & 0x7fff);
     if (bytes.empty()) continue;
+    expected.add(device, {bytes.begin(), bytes.end()});
     auto& read = reads.emplace_back(bytes.begin(), bytes.end());
     read.resize(bytes.size() + ifaces::kTunTailroom);
-    s.outbound.add(s.pair.device, read.data(), static_cast<std::uint32_t>(bytes.size()));
+    s.outbound.add(device, read.data(), static_cast<std::uint32_t>(bytes.size()));
   }
   s.outbound.end_turn();
   const std::uint64_t sent = open_all(s);
   require(sent == s.pair.out.counters.packets.load(), "packets sent and counted");
   // Nothing is sent that the peer must drop.
   require(sent == s.pair.in.counters.packets.load(), "packets sealed and delivered");
+  expected.check();
   return 0;
 }

@@ -94,6 +94,13 @@ def inbound_seeds(vectors):
         for setup in (0x00, 0x81, 0xC2):
             yield bytes([setup]) + b"".join(receive(p, 1) for p in packets)
         yield bytes([number]) + b"".join(receive(p + b"\1\2\2\4", 2) for p in packets)
+    # Packets wait for keys, which come in the middle of a turn; or for too long.
+    packet = ipv4(253, bytes(40))
+    for keys, more in ((9, 1), (9, 3), (9, 0), (9, 2)):
+        yield (b"\x41" + receive(packet, 9, 0) + receive(packet, 1) * 40
+               + receive(packet, keys, more) + receive(packet, 1) * 3)
+        yield (b"\x00" + receive(packet, 9, 0) + receive(packet, 1) + receive(packet, keys, more)
+               + receive(packet, 9, 2) + receive(packet, 9, 2))
     yield b"\x80" + receive(bytes(50) + b"\0\x3b", 2) + receive(b"", 4)  # a dummy, twice
     yield b"\x00" + receive(b"\xff") + receive(bytes(4) + b"IKE") + receive(b"abc" * 9, 0, 9)
 
