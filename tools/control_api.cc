@@ -220,12 +220,22 @@ json ControlApi::vti_list(const json& request) const {
   return {{"vtis", std::move(list)}};
 }
 
+std::string ControlApi::routed_to(const ifaces::IpAddress& address) {
+  try {
+    return netlink_.route_device(address);
+  } catch (const std::system_error& e) {
+    if (e.code() != std::errc::network_unreachable) throw;
+    throw std::invalid_argument("no route leads to " + address.str() +
+                                "; add one, or name the device, as if one did");
+  }
+}
+
 json ControlApi::explain(const json& request) {
   Fields fields(request);
   const auto asked = fields.text("device");
   const std::vector<std::uint8_t> packet = parse_packet(fields);
   fields.done();
-  const std::string device = asked ? *asked : netlink_.route_device(destination_of(packet));
+  const std::string device = asked ? *asked : routed_to(destination_of(packet));
   json reply = {{"device", device}, {"routed", !asked}};
   const auto found = dataplane_.explain(device, packet);
   if (!found) {

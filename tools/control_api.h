@@ -72,6 +72,7 @@ class ControlApi {
   [[nodiscard]] nlohmann::json sa_list(const nlohmann::json& request) const;
   [[nodiscard]] nlohmann::json policy_list(const nlohmann::json& request) const;
   [[nodiscard]] nlohmann::json vti_list(const nlohmann::json& request) const;
+  [[nodiscard]] std::string routed_to(const ifaces::IpAddress& address);
   [[nodiscard]] nlohmann::json explain(const nlohmann::json& request);
   nlohmann::json flush(const nlohmann::json& request);
 
