@@ -18,7 +18,7 @@
 namespace espalier::tools {
 
 inline const std::filesystem::path kDefaultControl = "/run/espalier/control.sock";
-inline constexpr std::chrono::seconds kPatience{10};
+inline constexpr std::chrono::seconds kPatience{20};  // it may be busy with very many SAs
 
 // what() is one line that says what to do.
 class ControlError : public std::runtime_error {

@@ -118,6 +118,12 @@ def lives(a, b):
         started = time.monotonic()
         until(lambda: answered(a), "packets pass")
         back = time.monotonic() - started
+
+        def enough():
+            seen.extend(wire.packets())
+            return len(numbers(seen)) > 100
+
+        until(enough, "packets to tell by")
         load.stop()
         seen += wire.packets()
     after = (without_counts(a.ip("xfrm state")), a.ip("xfrm policy"), a.box.ip("route"),
@@ -156,10 +162,13 @@ def nothing_in_clear(packets):
         assert ip[0] >> 4 != 4 or not {ip[12:15], ip[16:19]} & set(inner), ip.hex()
 
 
+def numbers(packets):
+    return [ip[20:28] for ip in packets if ip[0] == 0x45 and ip[9] == 50 and ip[12:16][-1] == 1]
+
+
 def no_number_twice(packets):
-    numbers = [ip[20:28] for ip in packets if ip[0] == 0x45 and ip[9] == 50 and ip[12:16][-1] == 1]
-    assert len(numbers) > 100, len(numbers)
-    assert len(set(numbers)) == len(numbers), "a sequence number was used twice"
+    used = numbers(packets)
+    assert len(set(used)) == len(used), "a sequence number was used twice"
 
 
 def without_device(a, b):
@@ -199,12 +208,13 @@ def without_device(a, b):
 
 
 NATT = """
-import signal, socket, sys
+import signal, socket, time
 daemon = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 daemon.bind(("0.0.0.0", 4500))
+began = time.monotonic()
 for _ in range(2):  # a kernel says 0 the second time, too
     daemon.setsockopt(socket.IPPROTO_UDP, 100, 2)
-print("bound", flush=True)
+print(time.monotonic() - began, flush=True)
 signal.pause()
 """
 
@@ -216,11 +226,9 @@ def in_udp(a, b):
     for gateway in (a, b):
         kill(gateway)
         gateway.start("--workers", "1")
-        began = time.monotonic()
         daemons.append(gateway.box.start(*gateway.exec(sys.executable, "-B", "-c", NATT),
                                          stdout=subprocess.PIPE, text=True))  # fmt: skip
-        assert daemons[-1].stdout.readline() == "bound\n"
-        assert time.monotonic() - began < 0.9, "UDP_ENCAP took its time"
+        assert float(daemons[-1].stdout.readline()) < 0.9, "UDP_ENCAP took its time"
     tunnel(a, b, "encap espinudp 4500 4500 0.0.0.0")
     until(lambda: list(supervisors(a)) and all_hold(a), "it holds the memory")
     for _ in range(3):

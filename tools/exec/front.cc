@@ -16,8 +16,8 @@ ifaces::UniqueFd dial(const std::filesystem::path& path) noexcept {
   std::memcpy(address.sun_path, text.data(), text.size());
   ifaces::UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   // A daemon that hangs, with a full backlog, is as good as none.
-  constexpr timeval kPatience{2, 0};
-  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof kPatience) != 0 ||
+  constexpr timeval kWait{kPatience.count(), 0};
+  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kWait, sizeof kWait) != 0 ||
       ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
     return {};
   return fd;

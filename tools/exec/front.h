@@ -6,6 +6,7 @@
 #include <linux/netlink.h>
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 
@@ -14,6 +15,9 @@
 namespace espalier::tools::front {
 
 inline constexpr std::uint32_t kVersion = 1;
+// A daemon that adds very many states, or takes them back, on a busy machine answers late: one that
+// is taken for dead would cost a command its request.
+inline constexpr std::chrono::seconds kPatience{20};
 inline constexpr std::size_t kMaxMessage = 65536;  // bytes of one datagram
 
 inline constexpr std::uint16_t kState = 8;  // first of all, and whenever it changes
@@ -47,7 +51,7 @@ struct Hold {
   std::array<char, 16> device;
 };
 
-// A connection to the daemon; empty if there is none.
+// A connection to the daemon; empty if there is none, or its backlog stays full.
 [[nodiscard]] ifaces::UniqueFd dial(const std::filesystem::path& path) noexcept;
 
 // The XFRM socket of a daemon lies beside its control socket.

@@ -13,7 +13,7 @@
 namespace espalier::tools {
 namespace {
 
-constexpr int kAnswerMs = 20'000;  // it may have a great deal to take back
+constexpr int kAnswerMs = std::chrono::milliseconds(front::kPatience).count();
 
 }  // namespace
 

@@ -18,7 +18,7 @@
 namespace espalier::tools {
 namespace {
 
-constexpr int kAnswerMs = 2000;
+constexpr int kAnswerMs = std::chrono::milliseconds(front::kPatience).count();
 
 [[noreturn]] void fail(const char* what) {
   throw std::system_error(errno, std::generic_category(), what);
