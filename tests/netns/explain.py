@@ -54,7 +54,8 @@ def does_not_leave(lab):
     lab.pc_a.run("ping", "-c", "1", "-W", "0.1", "10.1.4.65", check=False)
     until(lambda: lab.a.status()["drops"]["policy_discard"] > before["policy_discard"], "a drop")
     for words, text in ((("dst", pc_b), "source"), (("src", pc_a, "dst", "fd00::1"), "family"),
-                        (("src", pc_a, "dst", pc_b, "dport", "7"), "protocol")):
+                        (("src", pc_a, "dst", pc_b, "dport", "7"), "protocol"),
+                        (("src", pc_a, "dst", "203.0.113.9"), "no route leads to 203.0.113.9")):
         output, status = lab.espalier("explain", *words, "--control", lab.a.control, check=False)
         assert status != 0 and text in output and output.count("\n") == 1, output
 
