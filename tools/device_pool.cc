@@ -47,7 +47,8 @@ void prepare_ipv6(const std::string& device, Ipv6Use use, Ipv6Use before) {
       set_ipv6(device, "forwarding", 1);
       break;
   }
-  set_ipv6(device, "disable_ipv6", 0);
+  // Where a fresh device has none of it, its host wants none (conf/default).
+  if (before == Ipv6Use::none) set_ipv6(device, "disable_ipv6", 0);
 }
 
 // The rules and the table of routes that must not lead outer packets. The place is any in front of
