@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <map>
+#include <memory>
 #include <unordered_set>
 #include <utility>
 
@@ -41,6 +42,14 @@ void States::place(State& state, const Place& place) {
   const auto is_it = [&](const auto& entry) { return entry.second == state.serial; };
   const auto [first, last] = by_id_.equal_range(id_of(state.info.id, state.info.family));
   auto entry = by_id_.extract(std::find_if(first, last, is_it));
+  // What comes for it meanwhile waits (dataplane/early_packets.h).
+  const auto waits = [this, spi = dataplane::Spi{state.spi()},
+                      to = to_address(place.destination, place.family)](bool more) {
+    more ? dataplane_.expect_sa(spi, to) : dataplane_.expect_no_more(spi, to);
+  };
+  waits(true);
+  const auto end = [&waits](void*) { waits(false); };
+  const std::unique_ptr<void, decltype(end)> until_it_is_there(&state, end);
   if (state.sa) {
     by_sa_.erase(*state.sa);
     detach(state);
