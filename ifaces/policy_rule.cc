@@ -76,6 +76,12 @@ void PolicyRules::remove(const PolicyRule& rule) {
   ask(RTM_DELRULE, 0, rule, protocol_of(rule));
 }
 
+void PolicyRules::remove_to_any(PolicyRule rule) {
+  const std::uint8_t protocol = protocol_of(rule);
+  rule.to.length = 0;
+  ask(RTM_DELRULE, 0, rule, protocol);
+}
+
 void PolicyRules::remove_jump(std::uint32_t priority, std::uint32_t skip_to, Family family) {
   PolicyRule any;
   any.priority = priority;

@@ -41,6 +41,8 @@ class PolicyRules {
   // One that is there already, left by a daemon that was killed, is taken over.
   void add(const PolicyRule& rule);
   void remove(const PolicyRule& rule);
+  // The first one that is as this, whatever its destination. ENOENT: there is none.
+  void remove_to_any(PolicyRule rule);
   // The first one of this priority that goes on at `skip_to`. ENOENT: there is none.
   void remove_jump(std::uint32_t priority, std::uint32_t skip_to, Family family);
 

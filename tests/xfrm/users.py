@@ -15,7 +15,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "netns"))
 
@@ -95,10 +94,18 @@ def group(a):
     # His command does not wait for what it does not get, and hears of events.
     waiting = a.box.start(*member.words, *a.exec("ip", "xfrm", "monitor"), stdout=subprocess.PIPE)
     until(lambda: any(supervisors(a)), "espalier exec serves")
-    time.sleep(0.5)  # longer than it waits before it asks for what is kept
+    os.set_blocking(waiting.stdout.fileno(), False)
+    heard = []
+
+    def hears():  # as soon as it has subscribed
+        other = STATE.replace("0x100", "0x400")
+        a.ip(f"xfrm state add {other} mode tunnel aead rfc4106(gcm(aes)) {key()} 128")
+        a.ip("xfrm state flush")
+        heard.append(waiting.stdout.read() or b"")
+        return b"Flushed state" in b"".join(heard)
+
+    until(hears, "it hears of a flush")
     assert not any(MEMORY in held(pid) for pid in supervisors(a))
-    a.ip("xfrm state flush")
-    assert b"Flushed state" in waiting.stdout.readline()
     waiting.terminate()
     waiting.wait(10)
     a.ip("xfrm policy flush")

@@ -74,6 +74,21 @@ std::array<PolicyRule, 2> sourced_rules() {
   return halves;
 }
 
+PolicyRule near_rule(const IpAddress& gateway) {
+  PolicyRule rule;
+  rule.to = host(gateway);
+  rule.table = kMainTable;
+  return rule;
+}
+
+// The same for packets that have no source yet.
+PolicyRule unsourced(PolicyRule rule, std::uint32_t v4, std::uint32_t v6) {
+  const ifaces::Family family = rule.to.address.family;
+  rule.priority = family == ifaces::Family::v4 ? v4 : v6;
+  rule.from = family == ifaces::Family::v4 ? host(IpAddress::any(family)) : Prefix{};
+  return rule;
+}
+
 bool overlap(const Prefix& a, const Prefix& b) {
   return a.length <= b.length ? a.contains(b.address) : b.contains(a.address);
 }
@@ -154,6 +169,14 @@ void PolicyRoutes::add(Way& way, const PolicyRule& rule) {
     throw;
   }
   ++entry->second;
+}
+
+void PolicyRoutes::remove_if_there(const PolicyRule& rule) {
+  try {
+    policy_rules_.remove(rule);
+  } catch (const std::system_error& e) {
+    if (e.code().value() != ENOENT) throw;
+  }
 }
 
 void PolicyRoutes::drop_rules(Way& way) noexcept {
@@ -240,21 +263,10 @@ void PolicyRoutes::lead_unsourced(Way& way, const PolicyRule& rule) {
   // Scripts ask so by which device the gateway is reached (libreswan's, for its routes).
   if (!local.is_any() && !remote.is_any() && !spec.selector.source.contains(local)) {
     const auto gateway = netlink_.gateway(remote, local);
-    if (gateway && gateway->family == rule.to.address.family && rule.to.contains(*gateway)) {
-      PolicyRule near;
-      near.to = host(*gateway);
-      near.table = kMainTable;
-      add_unsourced(way, near, kPastRule, kNearRule);
-    }
+    if (gateway && gateway->family == rule.to.address.family && rule.to.contains(*gateway))
+      add(way, unsourced(near_rule(*gateway), kPastRule, kNearRule));
   }
-  add_unsourced(way, rule, kInnerRule, kUnsourcedRule);
-}
-
-void PolicyRoutes::add_unsourced(Way& way, PolicyRule rule, std::uint32_t v4, std::uint32_t v6) {
-  const ifaces::Family family = rule.to.address.family;
-  rule.priority = family == ifaces::Family::v4 ? v4 : v6;
-  rule.from = family == ifaces::Family::v4 ? host(IpAddress::any(family)) : Prefix{};
-  add(way, rule);
+  add(way, unsourced(rule, kInnerRule, kUnsourcedRule));
 }
 
 // The first of the policies of which this host has an address gives it. From anywhere: the kernel
@@ -278,15 +290,25 @@ void PolicyRoutes::addresses_changed() noexcept {
     });
 }
 
-void PolicyRoutes::open_family(ifaces::Family family) {
-  if (++barriers_[family] != 1) return;
-  try {
-    // A daemon that was killed may have left what lets pass, and no policy does any more.
+// What a daemon that was killed has left, and lets something pass. Not the ways: until they are
+// said again, nothing of theirs leaves in clear.
+void PolicyRoutes::clear_stale(ifaces::Family family) {
+  const auto all = [](auto&& remove) {
     try {
-      for (;;) policy_rules_.remove_jump(kPastRule, kGoOnRule, family);
+      for (;;) remove();
     } catch (const std::system_error& e) {
       if (e.code().value() != ENOENT) throw;
     }
+  };
+  all([&] { policy_rules_.remove_jump(kPastRule, kGoOnRule, family); });
+  const PolicyRule near = unsourced(near_rule(IpAddress::any(family)), kPastRule, kNearRule);
+  all([&] { policy_rules_.remove_to_any(near); });
+}
+
+void PolicyRoutes::open_family(ifaces::Family family) {
+  if (++barriers_[family] != 1) return;
+  try {
+    clear_stale(family);
     policy_rules_.add(go_on_rule(family));
     if (family == ifaces::Family::v6)
       for (const PolicyRule& rule : sourced_rules()) policy_rules_.add(rule);
@@ -313,24 +335,29 @@ void PolicyRoutes::close_family(ifaces::Family family) noexcept {
   attempt([&] { netlink_.remove_unreachable(anywhere(family), kTable); });
 }
 
+// What could not be is tried again the next time.
 void PolicyRoutes::look_at_ports() noexcept {
   if (!any()) return;
-  const auto changed = [&](const std::set<std::uint16_t>& these,
-                           const std::set<std::uint16_t>& those, auto&& change) {
-    for (const std::uint16_t port : these)
-      if (!those.contains(port))
-        for (const auto& entry : barriers_) {
-          const PolicyRule rule = own_rule(entry.first, IPPROTO_UDP, port);
-          attempt([&] { change(rule); });
-        }
+  const auto change = [this](std::uint16_t port, auto&& call) {
+    for (const auto& entry : barriers_) call(own_rule(entry.first, IPPROTO_UDP, port));
   };
   attempt([&] {
     std::set<std::uint16_t> wanted = dataplane_.udp_ports();
     wanted.insert(kIke);
-    if (wanted == ports_) return;
-    changed(wanted, ports_, [this](const PolicyRule& rule) { policy_rules_.add(rule); });
-    changed(ports_, wanted, [this](const PolicyRule& rule) { policy_rules_.remove(rule); });
-    ports_ = std::move(wanted);
+    for (const std::uint16_t port : wanted)
+      if (!ports_.contains(port))
+        attempt([&] {
+          change(port, [this](const PolicyRule& rule) { policy_rules_.add(rule); });
+          ports_.insert(port);
+        });
+    for (auto next = ports_.begin(); next != ports_.end();) {
+      const auto port = next++;
+      if (!wanted.contains(*port))
+        attempt([&] {
+          change(*port, [this](const PolicyRule& rule) { remove_if_there(rule); });
+          ports_.erase(port);
+        });
+    }
   });
 }
 

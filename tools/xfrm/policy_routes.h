@@ -85,9 +85,10 @@ class PolicyRoutes {
   };
   void set_source(const ifaces::Prefix& to, Route& route);
   void lead_unsourced(Way& way, const ifaces::PolicyRule& rule);
-  void add_unsourced(Way& way, ifaces::PolicyRule rule, std::uint32_t v4, std::uint32_t v6);
   void add(Way& way, const ifaces::PolicyRule& rule);
   void drop_rules(Way& way) noexcept;
+  void remove_if_there(const ifaces::PolicyRule& rule);
+  void clear_stale(ifaces::Family family);
   void close(Way& way) noexcept;
   void hold();
   void lead(Way& way);
